@@ -1,1 +1,58 @@
-//! To be written.
+//! Door 1: a file mapped into memory, read-only.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// A whole file as a byte slice backed by the page cache; nothing is read until it is touched.
+///
+/// The file must not be truncated while it is mapped: touching a page that is gone raises SIGBUS.
+pub struct MappedFile {
+    map: memmap2::Mmap,
+    path: PathBuf,
+}
+
+impl MappedFile {
+    /// Maps `path`. Errors (kind model): the file is missing, a directory, empty, or unreadable.
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || -> std::io::Result<(File, u64)> {
+            let file = File::open(path)?;
+            let metadata = file.metadata()?;
+            if metadata.is_dir() {
+                return Err(std::io::Error::from(std::io::ErrorKind::IsADirectory));
+            }
+            Ok((file, metadata.len()))
+        };
+        let (file, n_bytes) = open().map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
+        if n_bytes == 0 {
+            return Err(Error::model("the file is empty").at(path));
+        }
+        // SAFETY: the map is read-only and private to us; that nobody truncates or rewrites the file meanwhile is
+        // the usual contract of mapped model files and is documented on the type.
+        let map = unsafe { memmap2::Mmap::map(&file) }
+            .map_err(|e| Error::model("cannot map the file").because(e).at(path))?;
+        Ok(MappedFile { map, path: path.to_path_buf() })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells the system that the whole file will be wanted soon. A hint; failure is ignored.
+    pub fn will_need(&self) {
+        #[cfg(unix)]
+        let _ = self.map.advise(memmap2::Advice::WillNeed);
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
