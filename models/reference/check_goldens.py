@@ -1,8 +1,8 @@
 """Compare this reference with goldens of the published code: check_goldens.py GOLDENS_DIR [CASE_DIR]
 
 GOLDENS_DIR holds `images/` and CASE_DIR (default `tiny-a`) with `hf/` and `golden/`. Prints the relative L2 distance of
-everything compared; exits 1 if one exceeds TOLERANCE, a resized picture differs, or greedy ids differ before the first step whose margin is
-below MARGIN.
+everything compared; exits 1 if one exceeds TOLERANCE, a resized picture differs, or greedy ids differ before the first
+step whose margin is below MARGIN.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Safetensors in numpy: read any float file as float32, write f32 / i32 / bf16 byte-reproducibly."""
+"""Safetensors in numpy: read any float file as float32, write f32, bf16, i32, u8 byte-reproducibly."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read(path: Path) -> Arrays:
 
 
 def write(path: Path, arrays: Arrays, floats: str = "F32", metadata: dict[str, str] | None = None) -> None:
-    """Write `arrays`, names sorted; float arrays become `floats` ("F32" or "BF16"), int32 stays I32."""
+    """Write `arrays`, names sorted; float arrays become `floats` ("F32" or "BF16"), int32 and uint8 stay."""
     header: dict = {"__metadata__": metadata} if metadata else {}
     blobs: list[bytes] = []
     end = 0
@@ -52,6 +52,8 @@ def write(path: Path, arrays: Arrays, floats: str = "F32", metadata: dict[str, s
         x = np.ascontiguousarray(arrays[name])
         if x.dtype == np.int32:
             dtype, raw = "I32", x.tobytes()
+        elif x.dtype == np.uint8:
+            dtype, raw = "U8", x.tobytes()
         elif floats == "BF16":
             dtype, raw = "BF16", bf16_from_f32(x).tobytes()
         else:
