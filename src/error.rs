@@ -130,7 +130,9 @@ mod tests {
 
     #[test]
     fn is_one_line_with_its_sources() {
-        let error = Error::model("tensor \"a\"\nis odd").because(std::io::Error::other("disk\non fire")).at(Path::new("m.gguf"));
+        let error = Error::model("tensor \"a\"\nis odd")
+            .because(std::io::Error::other("disk\non fire"))
+            .at(Path::new("m.gguf"));
         assert_eq!(error.to_string(), "m.gguf: tensor \"a\" is odd: disk on fire");
         assert_eq!(error.kind().exit_code(), 3);
     }

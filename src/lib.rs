@@ -2,10 +2,10 @@
 #![warn(missing_docs)]
 
 pub mod error;
-pub mod quant;
-pub mod mmap;
 pub mod gguf;
-pub mod names;
 pub mod image;
-pub mod tokenizer;
+pub mod mmap;
+pub mod names;
 pub mod prompt;
+pub mod quant;
+pub mod tokenizer;
