@@ -29,3 +29,6 @@ pub mod text;
 pub mod tokenizer;
 
 pub mod session;
+
+pub mod grounding;
+pub mod memory;

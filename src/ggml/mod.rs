@@ -11,6 +11,7 @@ mod context;
 mod cpu;
 mod quantize;
 
+pub(crate) use backend::is_set;
 pub use backend::{Allocated, Backend};
 pub use context::{Context, Graph, Tensor};
 pub use cpu::{SimdFeature, simd_features};

@@ -29,12 +29,14 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A chain for these settings.
-    pub fn new(settings: SamplerSettings) -> Self {
+    /// A chain for these settings over `n_vocab` logits.
+    pub fn new(settings: SamplerSettings, n_vocab: usize) -> Self {
+        /// Tokens that the repetition penalty looks back at: all, since no context is longer.
+        const PENALTY_WINDOW: i32 = 1 << 16;
         let s = settings;
         let mut chain = Vec::new();
         if s.repeat_penalty != 1.0 {
-            chain.push(LlamaSampler::penalties(-1, s.repeat_penalty, 0.0, 0.0));
+            chain.push(LlamaSampler::penalties(n_vocab as i32, PENALTY_WINDOW, s.repeat_penalty, 0.0, 0.0));
         }
         if s.temp > 0.0 {
             chain.push(LlamaSampler::temp(s.temp));

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::names::{general, sampling, text as key, vocab};
+use crate::prompt::PicturePrefix;
 
 /// How a question becomes a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +45,8 @@ pub struct TextHparams {
     pub chat_format: ChatFormat,
     /// Tokens of history that a chat prompt may hold.
     pub max_window_size: usize,
-    /// What stands in front of a picture's tag, `{k}` being its number.
-    pub picture_format: String,
+    /// What stands in front of a picture's tag.
+    pub picture_prefix: PicturePrefix,
     /// Default number of tokens to generate.
     pub max_new_tokens: usize,
     /// Default temperature; 0 is greedy.
@@ -100,7 +101,7 @@ impl TextHparams {
             n_queries: gguf.count(key::N_QUERIES, 1..=1 << 14)?,
             chat_format,
             max_window_size: gguf.opt_u64(key::MAX_WINDOW_SIZE)?.unwrap_or(6144).min(1 << 24) as usize,
-            picture_format: gguf.opt_str(key::PICTURE_FORMAT)?.unwrap_or("Picture {k}: ").to_owned(),
+            picture_prefix: picture_prefix(gguf)?,
             max_new_tokens: gguf.opt_u64(key::MAX_NEW_TOKENS)?.unwrap_or(512).min(1 << 20) as usize,
             temp: gguf.opt_f32(sampling::TEMP)?.unwrap_or(1.0).max(0.0),
             top_k: gguf.opt_u64(sampling::TOP_K)?.unwrap_or(0).min(1 << 24) as u32,
@@ -141,5 +142,13 @@ impl TextHparams {
         in_range.contains(&self.n_vocab).then_some(()).ok_or_else(|| {
             Error::model(format!("the vocabulary has {} tokens (expected 1 to 1048576)", self.n_vocab))
         })
+    }
+}
+
+fn picture_prefix(gguf: &Gguf) -> Result<PicturePrefix> {
+    match gguf.opt_str(key::PICTURE_FORMAT)? {
+        None | Some("Picture {k}: ") => Ok(PicturePrefix::Spaced),
+        Some("Picture {k}:") => Ok(PicturePrefix::Unspaced),
+        Some(other) => Err(Error::model(format!("{} is {other:?} (expected \"Picture {{k}}: \")", key::PICTURE_FORMAT))),
     }
 }
