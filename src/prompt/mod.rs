@@ -95,7 +95,7 @@ impl Prompt {
     /// Appends text that stands by itself: what is left and right of it is not merged with it. Returns the paths of the
     /// spans in it, which become the pictures `first_image`, `first_image + 1`, ..
     /// Errors (kind `Usage`): as [`Tokenizer::encode`], without a limit on the paths.
-    fn push_text<'t>(
+    fn push_text(
         &mut self,
         tokenizer: &Tokenizer,
         text: &str,

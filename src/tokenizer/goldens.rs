@@ -101,22 +101,22 @@ fn special_tokens() {
 }
 
 #[test]
-fn tiny_a_prompts() {
+fn tiny_a_texts() {
     let Some(bytes) = shared("goldens/tiny-a/golden/cases.json") else { return };
     let cases: Value = serde_json::from_slice(&bytes).unwrap();
     let n_ranks = cases["params"]["ranks"].as_u64().unwrap() as usize;
     let n_queries = cases["img_token_span"].as_u64().unwrap() as usize;
     let Some((tokens, types)) = real_lists(n_ranks, 2304) else { return };
     let tokenizer = Tokenizer::new(tokens, &types, n_queries).unwrap();
-    for (name, case) in cases["text"].as_object().unwrap() {
-        let ids = token_ids(&case["prompt_ids"]);
-        let text = tokenizer.decode(&ids, Specials::Keep).unwrap();
-        eprintln!("{name}: {text:?}");
+    let mut n_checks = 0;
+    for case in cases["text"].as_object().unwrap().values() {
+        tokenizer.decode(&token_ids(&case["prompt_ids"]), Specials::Keep).unwrap();
         if let Some(greedy) = case["greedy_text"].as_str() {
-            let greedy_ids = token_ids(&case["greedy_ids"]);
-            assert_eq!(tokenizer.decode(&greedy_ids, Specials::Keep).unwrap(), greedy);
+            assert_eq!(tokenizer.decode(&token_ids(&case["greedy_ids"]), Specials::Keep).unwrap(), greedy);
+            n_checks += 1;
         }
     }
+    eprintln!("tiny-a: {n_checks} greedy texts");
 }
 
 /// Measures; the bounds only say "not quadratic".
