@@ -36,6 +36,12 @@ enum Answer {
     Error(String),
 }
 
+/// Runs it from stdin to stdout.
+pub fn run_file(model: &std::path::Path) -> Result<()> {
+    let text = qvl::session::TextFile::open(model)?;
+    run(text.tokenizer(), std::io::stdin().lock(), std::io::stdout().lock())
+}
+
 /// Answers every line of `input` with one line of `output`, flushed at once so that a program can converse over pipes.
 /// A bad line is answered with its error, and the next one goes on.
 ///
