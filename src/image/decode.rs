@@ -21,7 +21,7 @@ pub fn load(path: &Path, orientation: Orientation) -> Result<Picture> {
 
 /// Reads a picture: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or QOI, told by its content, never by a file name.
 ///
-/// The first frame of an animation. Colours as in [`colour::to_rgb`]; gamma, ICC profiles and transparency are ignored.
+/// The first frame of an animation. Alpha is dropped, not composited; 16 bits keep their high byte; gamma and ICC profiles are ignored.
 /// Errors (all [`crate::error::ErrorKind::Image`]): another format, damage, truncation, a size beyond the limits (known from
 /// the header, before pixels are allocated). Cost: the pixels once, twice while the colour mode is changed or it is turned.
 pub fn decode(bytes: &[u8], orientation: Orientation) -> Result<Picture> {

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::{Orientation, load, normalise, resize};
 
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// JPEG decoders differ from each other by a few levels at edges; a wrong size, turn or filter costs far more than one.
 const JPEG_MEAN_DIFFERENCE: f64 = 1.0;

@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn is_channel_first_and_rounded_at_each_step() {
         let picture = Picture::new(2, 2, (0..12).map(|i| i * 20).collect()).expect("fits");
-        let (mean, std) = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_58, 0.275_777_11]);
+        let (mean, std) = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
         let values = normalise(&picture, mean, std);
         assert_eq!((values.size(), values.data().len()), (2, 12));
         for channel in 0..3 {

@@ -151,7 +151,7 @@ mod tests {
 
     fn random(width: u32, height: u32, seed: u64) -> Picture {
         // Half of the pictures hold only black and white, where clipping matters.
-        let hard = |b: u8| if seed % 2 == 0 { b } else { (b >> 7) * 255 };
+        let hard = |b: u8| if seed.is_multiple_of(2) { b } else { (b >> 7) * 255 };
         let pixels = bytes(seed).take((width * height * 3) as usize).map(hard).collect();
         Picture::new(width, height, pixels).expect("fits")
     }
