@@ -1,0 +1,154 @@
+//! One conversion from arguments to result.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use qvl::error::{Error, Result};
+
+use crate::args::Args;
+use crate::checkpoint::{self, Checkpoint, Inventory};
+use crate::config::{self, Config, square_root};
+use crate::execute::{Run, write_file};
+use crate::metadata::{self, About};
+use crate::output::{self, Existing};
+use crate::plan::{self, Plan, Request};
+use crate::report::{self, Done};
+use crate::{generation, licence, naming, vocab};
+
+/// Does what the arguments say. `interrupted` may be set at any time; then the work ends with an error of that kind.
+pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
+    let started = Instant::now();
+    let dir = std::fs::canonicalize(&args.checkpoint)
+        .map_err(|e| Error::model("cannot open the checkpoint's directory").because(e).at(&args.checkpoint))?;
+    if !dir.is_dir() {
+        return Err(Error::model("not a directory (expected that of a checkpoint)").at(&args.checkpoint));
+    }
+    let mut config = config::read(&dir)?;
+    let checkpoint_name = naming::checkpoint_name(&dir);
+    let name = args.name.clone().unwrap_or_else(|| naming::model_name(&checkpoint_name));
+    let stem = naming::file_stem(&name);
+    let request = Request {
+        name: &stem,
+        text_type: args.text_type,
+        vision_type: args.vision_type,
+        overrides: &args.tensor_type,
+    };
+    if args.dry_run {
+        let inventory = checkpoint::survey(&dir)?;
+        let plan = checked_plan(&mut config, &inventory, &request, &dir)?;
+        return print_plan(args, &plan, &inventory);
+    }
+    // Cheap refusals first: the plan of the configuration alone names the files.
+    let targets = targets(&plan::plan(&config, &request)?, &args.out);
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    output::prepare(&args.out, &targets, existing)?;
+    let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
+    let plan = checked_plan(&mut config, &inventory, &request, &dir)?;
+    let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
+    note(args, &plan);
+    let about = About {
+        generation: generation::read(&dir)?,
+        picture_format: generation::picture_format(&dir),
+        licence: licence::read(&dir),
+        vision_id: metadata::vision_id(&checkpoint)?,
+        checkpoint_name,
+        name,
+    };
+    let done = write(args, &dir, &config, &about, &checkpoint, &plan, targets, existing, interrupted)?;
+    let done = Done { seconds: started.elapsed().as_secs_f64(), ..done };
+    let json = args.json.then(|| report::done_json(&done, &plan).to_string());
+    report::print(&json.unwrap_or_else(|| report::done_text(&done)))
+}
+
+/// Plans with the shapes that headers alone can tell, and proves that the inventory has what the plan reads.
+fn checked_plan(config: &mut Config, inventory: &Inventory, request: &Request, dir: &Path) -> Result<Plan> {
+    if let Inventory::Headers(checkpoint) = inventory {
+        let table = checkpoint.tensors().get("transformer.visual.positional_embedding");
+        let n_positions = table.and_then(|t| t.shape.first()).copied().unwrap_or(config.vision.n_positions);
+        if square_root(n_positions).is_none_or(|root| !(1..=256).contains(&root)) {
+            return Err(Error::model(format!(
+                "transformer.visual.positional_embedding has {n_positions} rows (expected a square of 1 to 256)"
+            ))
+            .at(dir));
+        }
+        config.vision.n_positions = n_positions;
+    }
+    let plan = plan::plan(config, request)?;
+    checkpoint::check(inventory, plan.sources()).map_err(|e| e.at(dir))?;
+    Ok(plan)
+}
+
+fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {
+    [out.join(&plan.text.file_name), out.join(&plan.vision.file_name)]
+}
+
+fn print_plan(args: &Args, plan: &Plan, inventory: &Inventory) -> Result<()> {
+    if matches!(inventory, Inventory::Nothing) && !args.quiet {
+        eprintln!("note: there are no weights here; the plan follows from config.json alone");
+    }
+    if args.json {
+        return report::print(&report::plan_json(plan).to_string());
+    }
+    notes(args, plan);
+    report::print(report::plan_text(plan).trim_end())
+}
+
+fn note(args: &Args, plan: &Plan) {
+    if args.verbose {
+        eprint!("{}", report::plan_text(plan));
+    }
+    notes(args, plan);
+}
+
+fn notes(args: &Args, plan: &Plan) {
+    plan.notes.iter().filter(|_| !args.quiet).for_each(|note| eprintln!("note: {note}"));
+}
+
+#[allow(clippy::too_many_arguments)]
+fn write(
+    args: &Args,
+    dir: &Path,
+    config: &Config,
+    about: &About,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    targets: [PathBuf; 2],
+    existing: Existing,
+    interrupted: &AtomicBool,
+) -> Result<Done> {
+    let vocabulary = dir.join("qwen.tiktoken");
+    let vocabulary = vocab::gguf_vocab(&vocab::read(&vocabulary)?, config.text.n_vocab as usize)?;
+    let text_layout = plan.text.layout(&metadata::text(config, about, vocabulary, &plan.text)?)?;
+    let vision_layout = plan.vision.layout(&metadata::vision(config, about, &plan.vision))?;
+    let n_bytes = [text_layout.file_bytes, vision_layout.file_bytes];
+    output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
+    let threads = args.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
+    let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
+    let run = Run { checkpoint, pool: &pool, progress: &progress, interrupted };
+    let [model, mmproj] = targets;
+    let mut files = Vec::new();
+    for (plan, layout, target) in
+        [(&plan.text, text_layout, model.clone()), (&plan.vision, vision_layout, mmproj.clone())]
+    {
+        let file = output::temporary(&args.out)?;
+        write_file(&run, plan, &layout, file.as_file(), &target)?;
+        files.push((file, target));
+    }
+    output::publish(files, &args.out, existing)?;
+    progress.finish_and_clear();
+    Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
+}
+
+/// A bar over bytes on a terminal's stderr, nothing elsewhere.
+fn progress_bar(args: &Args, n_bytes: u64) -> ProgressBar {
+    let target = if args.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
+    let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+    // A constant template that a test of ours would see fail; the default style is no loss.
+    ProgressStyle::with_template(template).map(|style| bar.set_style(style)).ok();
+    bar
+}
