@@ -182,7 +182,9 @@ fn vision_config(visual: &Fields, text: &TextConfig) -> Result<VisionConfig> {
         return Err(visual.error(format!("image_size {image_size} is not a multiple of patch_size {patch_size}")));
     }
     if image_size / patch_size > 256 {
-        return Err(visual.error(format!("{0} × {0} patches are too many (at most 256 × 256)", image_size / patch_size)));
+        return Err(
+            visual.error(format!("{0} × {0} patches are too many (at most 256 × 256)", image_size / patch_size))
+        );
     }
     let d = visual.count("output_dim", RESAMPLER_D_HEAD..=65536)?;
     if d != text.n_embd {

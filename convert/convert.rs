@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qvl::error::{Error, Result};
+use qvl::gguf::Layout;
 
 use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
@@ -17,37 +18,60 @@ use crate::plan::{self, Plan, Request};
 use crate::report::{self, Done};
 use crate::{generation, licence, naming, vocab};
 
-/// Does what the arguments say. `interrupted` may be set at any time; then the work ends with an error of that kind.
+/// Does what the arguments say and prints the result. `interrupted` may be set at any time; then the work ends with an
+/// error of that kind.
 pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
-    let started = Instant::now();
+    if args.dry_run {
+        let (plan, inventory) = dry_run(args)?;
+        return print_plan(args, &plan, &inventory);
+    }
+    let (done, plan) = convert(args, interrupted)?;
+    let json = args.json.then(|| report::done_json(&done, &plan).to_string());
+    report::print(&json.unwrap_or_else(|| report::done_text(&done)))
+}
+
+/// A checkpoint's directory and what can be known of it without its weights.
+struct Opened {
+    dir: PathBuf,
+    config: Config,
+    checkpoint_name: String,
+    name: String,
+}
+
+fn open(args: &Args) -> Result<Opened> {
     let dir = std::fs::canonicalize(&args.checkpoint)
         .map_err(|e| Error::model("cannot open the checkpoint's directory").because(e).at(&args.checkpoint))?;
     if !dir.is_dir() {
         return Err(Error::model("not a directory (expected that of a checkpoint)").at(&args.checkpoint));
     }
-    let mut config = config::read(&dir)?;
+    let config = config::read(&dir)?;
     let checkpoint_name = naming::checkpoint_name(&dir);
     let name = args.name.clone().unwrap_or_else(|| naming::model_name(&checkpoint_name));
-    let stem = naming::file_stem(&name);
-    let request = Request {
-        name: &stem,
-        text_type: args.text_type,
-        vision_type: args.vision_type,
-        overrides: &args.tensor_type,
-    };
-    if args.dry_run {
-        let inventory = checkpoint::survey(&dir)?;
-        let plan = checked_plan(&mut config, &inventory, &request, &dir)?;
-        return print_plan(args, &plan, &inventory);
-    }
-    // Cheap refusals first: the plan of the configuration alone names the files.
-    let targets = targets(&plan::plan(&config, &request)?, &args.out);
+    Ok(Opened { dir, config, checkpoint_name, name })
+}
+
+/// Plans with what is there: weights, an index, or the configuration alone.
+fn dry_run(args: &Args) -> Result<(Plan, Inventory)> {
+    let Opened { dir, mut config, name, .. } = open(args)?;
+    let inventory = checkpoint::survey(&dir)?;
+    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    Ok((plan, inventory))
+}
+
+/// Converts. When it returns an error, nothing new stands under the final names.
+pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
+    let started = Instant::now();
+    let Opened { dir, mut config, checkpoint_name, name } = open(args)?;
+    // Cheap refusals first: the configuration alone names the files.
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    output::prepare(&args.out, &targets, existing)?;
+    output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
-    let plan = checked_plan(&mut config, &inventory, &request, &dir)?;
+    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
-    note(args, &plan);
+    if args.verbose {
+        eprint!("{}", report::plan_text(&plan));
+    }
+    notes(args, &plan);
     let about = About {
         generation: generation::read(&dir)?,
         picture_format: generation::picture_format(&dir),
@@ -56,14 +80,19 @@ pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
         checkpoint_name,
         name,
     };
-    let done = write(args, &dir, &config, &about, &checkpoint, &plan, targets, existing, interrupted)?;
-    let done = Done { seconds: started.elapsed().as_secs_f64(), ..done };
-    let json = args.json.then(|| report::done_json(&done, &plan).to_string());
-    report::print(&json.unwrap_or_else(|| report::done_text(&done)))
+    let layouts = layouts(&dir, &config, &about, &plan)?;
+    let done = write(args, &checkpoint, &plan, layouts, interrupted)?;
+    Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
+}
+
+fn plan(args: &Args, config: &Config, name: &str) -> Result<Plan> {
+    let stem = naming::file_stem(name);
+    let (text_type, vision_type, overrides) = (args.text_type, args.vision_type, args.tensor_type.as_slice());
+    plan::plan(config, &Request { name: &stem, text_type, vision_type, overrides })
 }
 
 /// Plans with the shapes that headers alone can tell, and proves that the inventory has what the plan reads.
-fn checked_plan(config: &mut Config, inventory: &Inventory, request: &Request, dir: &Path) -> Result<Plan> {
+fn checked_plan(args: &Args, config: &mut Config, inventory: &Inventory, name: &str, dir: &Path) -> Result<Plan> {
     if let Inventory::Headers(checkpoint) = inventory {
         let table = checkpoint.tensors().get("transformer.visual.positional_embedding");
         let n_positions = table.and_then(|t| t.shape.first()).copied().unwrap_or(config.vision.n_positions);
@@ -75,7 +104,7 @@ fn checked_plan(config: &mut Config, inventory: &Inventory, request: &Request, d
         }
         config.vision.n_positions = n_positions;
     }
-    let plan = plan::plan(config, request)?;
+    let plan = plan(args, config, name)?;
     checkpoint::check(inventory, plan.sources()).map_err(|e| e.at(dir))?;
     Ok(plan)
 }
@@ -95,51 +124,47 @@ fn print_plan(args: &Args, plan: &Plan, inventory: &Inventory) -> Result<()> {
     report::print(report::plan_text(plan).trim_end())
 }
 
-fn note(args: &Args, plan: &Plan) {
-    if args.verbose {
-        eprint!("{}", report::plan_text(plan));
-    }
-    notes(args, plan);
-}
-
 fn notes(args: &Args, plan: &Plan) {
     plan.notes.iter().filter(|_| !args.quiet).for_each(|note| eprintln!("note: {note}"));
 }
 
-#[allow(clippy::too_many_arguments)]
+/// Where everything will stand in the two files.
+fn layouts(dir: &Path, config: &Config, about: &About, plan: &Plan) -> Result<[Layout; 2]> {
+    let ranks = vocab::read(&dir.join("qwen.tiktoken"))?;
+    let vocabulary = vocab::gguf_vocab(&ranks, config.text.n_vocab as usize)?;
+    let text = metadata::text(config, about, vocabulary, &plan.text)?;
+    let vision = metadata::vision(config, about, &plan.vision);
+    Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
+}
+
 fn write(
     args: &Args,
-    dir: &Path,
-    config: &Config,
-    about: &About,
     checkpoint: &Checkpoint,
     plan: &Plan,
-    targets: [PathBuf; 2],
-    existing: Existing,
+    layouts: [Layout; 2],
     interrupted: &AtomicBool,
 ) -> Result<Done> {
-    let vocabulary = dir.join("qwen.tiktoken");
-    let vocabulary = vocab::gguf_vocab(&vocab::read(&vocabulary)?, config.text.n_vocab as usize)?;
-    let text_layout = plan.text.layout(&metadata::text(config, about, vocabulary, &plan.text)?)?;
-    let vision_layout = plan.vision.layout(&metadata::vision(config, about, &plan.vision))?;
-    let n_bytes = [text_layout.file_bytes, vision_layout.file_bytes];
+    let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
     output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
-    let threads = args.threads.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from)).build();
     let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
     let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
     let run = Run { checkpoint, pool: &pool, progress: &progress, interrupted };
-    let [model, mmproj] = targets;
-    let mut files = Vec::new();
-    for (plan, layout, target) in
-        [(&plan.text, text_layout, model.clone()), (&plan.vision, vision_layout, mmproj.clone())]
-    {
-        let file = output::temporary(&args.out)?;
-        write_file(&run, plan, &layout, file.as_file(), &target)?;
-        files.push((file, target));
-    }
-    output::publish(files, &args.out, existing)?;
+    let targets = targets(plan, &args.out);
+    let files: Result<Vec<_>> = [&plan.text, &plan.vision]
+        .into_iter()
+        .zip(&layouts)
+        .zip(&targets)
+        .map(|((plan, layout), target)| {
+            let file = output::temporary(&args.out)?;
+            write_file(&run, plan, layout, file.as_file(), target)?;
+            Ok((file, target.clone()))
+        })
+        .collect();
     progress.finish_and_clear();
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    output::publish(files?, &args.out, existing)?;
+    let [model, mmproj] = targets;
     Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
 }
 

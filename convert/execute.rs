@@ -15,8 +15,8 @@ use crate::encode::encode;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
 
-/// f32 values a row block: 4 MiB.
-const BLOCK_VALUES: u64 = 1 << 20;
+/// f32 values a row block: 4 MiB. Less in tests, so that small tensors take many blocks.
+const BLOCK_VALUES: u64 = if cfg!(test) { 1 << 11 } else { 1 << 20 };
 /// Blocks a thread in one wave.
 const BLOCKS_A_THREAD: usize = 2;
 
@@ -56,7 +56,8 @@ pub fn write_file(run: &Run, plan: &FilePlan, layout: &Layout, out: &std::fs::Fi
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || write_in_order(run.progress, layout, receiver, out));
         let made = blocks.chunks(BLOCKS_A_THREAD * run.pool.current_num_threads()).try_for_each(|wave| {
-            let wave = run.pool.install(|| wave.par_iter().map(|b| make(run, plan, layout, b)).collect::<Result<_>>())?;
+            let wave =
+                run.pool.install(|| wave.par_iter().map(|b| make(run, plan, layout, b)).collect::<Result<_>>())?;
             // Fails only when the writer has hung up, which has an error of its own to tell.
             sender.send(wave).map_err(|_| Error::other("the writer has stopped"))
         });

@@ -101,7 +101,8 @@ mod tests {
     fn missing_keys_have_the_librarys_defaults() {
         let bare = check("{}");
         assert_eq!((bare.chat_format, bare.temperature, bare.top_k, bare.top_p), (ChatFormat::Raw, 0.0, 50, 1.0));
-        let chat = check(r#"{"chat_format": "chatml", "do_sample": true, "top_k": 0, "top_p": 0.3, "eos_token_id": 7}"#);
+        let chat =
+            check(r#"{"chat_format": "chatml", "do_sample": true, "top_k": 0, "top_p": 0.3, "eos_token_id": 7}"#);
         assert_eq!((chat.chat_format, chat.temperature, chat.top_k), (ChatFormat::ChatMl, 1.0, 0));
         assert_eq!((chat.top_p, chat.eos_token_id, chat.max_window_size), (0.3, Some(7), 6144));
         assert_eq!(check(r#"{"do_sample": false, "temperature": 0.7}"#).temperature, 0.0);

@@ -56,9 +56,7 @@ impl Fields {
     pub fn object(&self, key: &str) -> Result<Option<Fields>> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => {
-                Ok(Some(Fields { map: map.clone(), place: format!("{}: {key}", self.place) }))
-            }
+            Some(Value::Object(map)) => Ok(Some(Fields { map: map.clone(), place: format!("{}: {key}", self.place) })),
             Some(other) => Err(self.wrong(key, other, "an object")),
         }
     }
@@ -72,9 +70,7 @@ impl Fields {
     pub fn count(&self, key: &str, range: RangeInclusive<u64>) -> Result<u64> {
         let value = self.get(key).ok_or_else(|| self.error(format!("{key} is missing")))?;
         let found = value.as_u64().filter(|n| range.contains(n));
-        found.ok_or_else(|| {
-            self.wrong(key, value, &format!("an integer from {} to {}", range.start(), range.end()))
-        })
+        found.ok_or_else(|| self.wrong(key, value, &format!("an integer from {} to {}", range.start(), range.end())))
     }
 
     /// An integer within `range`, or `default` when absent.

@@ -18,6 +18,8 @@ mod plan;
 mod produce;
 mod recipe;
 mod report;
+#[cfg(test)]
+mod tests;
 mod types;
 mod vocab;
 

@@ -47,7 +47,8 @@ fn copied(name: impl Into<String>, source: Source, role: Role) -> Mapped {
 pub fn text(config: &Config) -> Vec<Mapped> {
     let c = &config.text;
     let (d, ff) = (c.n_embd, c.n_ff);
-    let mut all = vec![copied(text_tensor::TOKEN_EMBD, source("transformer.wte.weight", &[c.n_vocab, d]), Role::Matrix)];
+    let mut all =
+        vec![copied(text_tensor::TOKEN_EMBD, source("transformer.wte.weight", &[c.n_vocab, d]), Role::Matrix)];
     for il in 0..c.n_layer {
         let down = Role::FfnDown { il, n_layer: c.n_layer };
         let parts: [(&str, &[u64], Role); 8] = [

@@ -116,7 +116,8 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
     m.set(general::QUANTIZATION_VERSION, 2u32);
     m.set(general::RECIPE, plan.asked.name());
     m.set(general::TENSOR_TYPES, plan.types_text());
-    let fallbacks: Vec<String> = plan.fallbacks().map(|(t, wanted)| format!("{}: {wanted} -> {}", t.name, t.ty)).collect();
+    let fallbacks: Vec<String> =
+        plan.fallbacks().map(|(t, wanted)| format!("{}: {wanted} -> {}", t.name, t.ty)).collect();
     m.set(general::FALLBACKS, fallbacks.join("\n"));
     m.set(general::VISION_ID, about.vision_id.as_str());
 }

@@ -3,11 +3,8 @@
 use std::path::Path;
 
 /// Published checkpoints, whose directory names lack the size that GGUF's naming convention wants.
-const PUBLISHED: [(&str, &str); 3] = [
-    ("Qwen-VL", "Qwen-VL-7B"),
-    ("Qwen-VL-Chat", "Qwen-VL-7B-Chat"),
-    ("Qwen-VL-Chat-Int4", "Qwen-VL-7B-Chat"),
-];
+const PUBLISHED: [(&str, &str); 3] =
+    [("Qwen-VL", "Qwen-VL-7B"), ("Qwen-VL-Chat", "Qwen-VL-7B-Chat"), ("Qwen-VL-Chat-Int4", "Qwen-VL-7B-Chat")];
 
 /// The repository name that the directory `dir` (canonical) suggests: its own name, or, inside the Hugging Face cache
 /// (`models--ORG--NAME/snapshots/REVISION`), NAME.

@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn overrides_choose_and_still_fall_back() {
-        let plan = of(FileType::Q4_K_M, FileType::Q8_0, &["ffn_down=q8_0", r"^v\.blk\.0\.attn=q6_k", "ffn=f16"]).unwrap();
+        let plan =
+            of(FileType::Q4_K_M, FileType::Q8_0, &["ffn_down=q8_0", r"^v\.blk\.0\.attn=q6_k", "ffn=f16"]).unwrap();
         let ty = |file: &FilePlan, name: &str| {
             let tensor = file.tensors.iter().find(|t| t.name == name).unwrap();
             (tensor.ty, tensor.wanted)

@@ -8,7 +8,7 @@ use crate::plan::PlannedTensor;
 use crate::recipe::{self, Recipe};
 
 /// Source values of a transpose that are held at a time.
-const TRANSPOSE_VALUES: u64 = 1 << 19;
+const TRANSPOSE_VALUES: u64 = if cfg!(test) { 1 << 11 } else { 1 << 19 };
 
 /// Whether the recipe makes its tensor in one piece (a table of some MiB) instead of row by row.
 pub fn is_whole(recipe: Recipe) -> bool {

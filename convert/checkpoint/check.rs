@@ -67,7 +67,9 @@ mod tests {
         assert_eq!(check_names(&["a", "b"]), "ok");
         assert_eq!(check_names(&["b", "a", "transformer.h.0.attn.bias", "x.rotary_emb.inv_freq"]), "ok");
         assert_eq!(check_names(&["a"]), "a tensor of the checkpoint is missing: b");
-        assert!(check_names(&["a", "b", "c", "d"]).starts_with("2 tensors of the checkpoint are not part of Qwen-VL: c, d"));
+        assert!(
+            check_names(&["a", "b", "c", "d"]).starts_with("2 tensors of the checkpoint are not part of Qwen-VL: c, d")
+        );
         assert!(check_names(&["x.qweight"]).contains("GPTQ"));
     }
 }

@@ -6,7 +6,6 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
@@ -109,7 +108,9 @@ impl Checkpoint {
         for (name, shard) in weight_map {
             let found = checkpoint.tensors.get(&name).map(|t| &checkpoint.shards[t.shard].path);
             if found.is_none_or(|path| !path.ends_with(&shard)) {
-                return Err(Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&dir.join(INDEX)));
+                return Err(
+                    Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&dir.join(INDEX))
+                );
             }
         }
         Ok(checkpoint)
@@ -205,14 +206,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 /// Refuses what git leaves in place of a large file that was not fetched; `start` is the file's beginning.
 pub fn refuse_lfs_pointer(start: &[u8], path: &Path) -> Result<()> {
     if start.starts_with(b"version https://git-lfs") {
-        return Err(Error::model("this is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`").at(path));
+        return Err(
+            Error::model("this is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`").at(path)
+        );
     }
     Ok(())
-}
-
-/// As [`refuse_lfs_pointer`], for a file that has not been read. Files that cannot be opened pass.
-pub fn refuse_lfs_pointer_file(path: &Path) -> Result<()> {
-    let mut start = [0u8; 32];
-    let n = File::open(path).and_then(|mut f| f.read(&mut start)).unwrap_or(0);
-    refuse_lfs_pointer(&start[..n], path)
 }

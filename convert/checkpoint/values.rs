@@ -28,13 +28,13 @@ impl Checkpoint {
         for (nth, chunk) in out.chunks_mut(CHUNK).enumerate() {
             let at = first + (nth * CHUNK) as u64;
             let bytes = &mut buffer[..chunk.len() * size as usize];
-            read_at(&shard.file, bytes, tensor.offset + at * size).map_err(|e| {
-                Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path)
-            })?;
+            read_at(&shard.file, bytes, tensor.offset + at * size)
+                .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
             widen(tensor.dtype, bytes, chunk);
             if let Some(i) = first_not_finite(chunk) {
                 let row = (at + i as u64) / tensor.width().max(1);
-                let message = format!("tensor {} holds {} in row {row} (expected finite weights)", tensor.name, chunk[i]);
+                let message =
+                    format!("tensor {} holds {} in row {row} (expected finite weights)", tensor.name, chunk[i]);
                 return Err(Error::model(message).at(&shard.path));
             }
         }
