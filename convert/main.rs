@@ -1,1 +1,50 @@
-fn main() {}
+//! `qvl-convert`: a Qwen-VL checkpoint → two GGUF files, by executing a plan that is plain data.
+
+mod args;
+mod checkpoint;
+mod config;
+mod convert;
+mod encode;
+mod execute;
+mod fold;
+mod generation;
+mod json;
+mod licence;
+mod mapping;
+mod metadata;
+mod naming;
+mod output;
+mod plan;
+mod produce;
+mod recipe;
+mod report;
+#[cfg(test)]
+mod tests;
+mod types;
+mod vocab;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use qvl::error::{Error, Result};
+
+fn main() -> ExitCode {
+    match try_main() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.kind().exit_code())
+        }
+    }
+}
+
+fn try_main() -> Result<()> {
+    let Some(args) = args::parse()? else { return Ok(()) };
+    // Ctrl-C only sets this: the work ends at the next row block and temporary files are removed on the way out.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .map_err(|e| Error::other("cannot catch Ctrl-C").because(e))?;
+    convert::run(&args, &interrupted)
+}

@@ -177,6 +177,22 @@ pub mod vision_tensor {
     pub fn blk(il: usize, part: &str) -> String {
         format!("v.blk.{il}.{part}")
     }
+    /// Parts of a layer, each with weight and bias: `[n_embd]`; `[n_embd, 3·n_embd]` (rows q, then k, then v, head-major);
+    /// `[n_embd, n_embd]`; `[n_embd]`; `[n_embd, n_ff]`; `[n_ff, n_embd]`. A bias is `[ne1]` of its weight.
+    pub const PARTS: [&str; 12] = [
+        "ln1.weight",
+        "ln1.bias",
+        "attn_qkv.weight",
+        "attn_qkv.bias",
+        "attn_out.weight",
+        "attn_out.bias",
+        "ln2.weight",
+        "ln2.bias",
+        "ffn_up.weight",
+        "ffn_up.bias",
+        "ffn_down.weight",
+        "ffn_down.bias",
+    ];
     /// `[n_embd, d]`; absent when the transformer is as wide as the adapter.
     pub const KV_PROJ: &str = "resampler.kv.weight";
     /// `[d]`

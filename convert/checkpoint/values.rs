@@ -1,0 +1,123 @@
+//! Reads weights by position and widens them to f32.
+
+use std::fs::File;
+use std::io;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use qvl::error::{Error, Result};
+
+use super::{Checkpoint, DType, Stored};
+
+/// Values widened at a time; their bytes stay in the cache between reading and widening.
+const CHUNK: usize = 32 * 1024;
+
+impl Checkpoint {
+    /// Reads `out.len()` values of `tensor` from value `first` on, widened to f32 exactly.
+    ///
+    /// Errors (kind model) name the shard and the tensor: it ends early or cannot be read, or a value is NaN or infinite.
+    /// Cost: one pass; a buffer of 128 KiB.
+    ///
+    /// # Panics
+    /// If the values are not all inside the tensor: plans prove shapes before anything is executed.
+    pub fn read_values(&self, tensor: &Stored, first: u64, out: &mut [f32]) -> Result<()> {
+        assert!(first + out.len() as u64 <= tensor.n_values(), "values inside the tensor");
+        let shard = &self.shards[tensor.shard];
+        let size = tensor.dtype.n_bytes();
+        let mut buffer = vec![0u8; CHUNK.min(out.len()) * size as usize];
+        for (nth, chunk) in out.chunks_mut(CHUNK).enumerate() {
+            let at = first + (nth * CHUNK) as u64;
+            let bytes = &mut buffer[..chunk.len() * size as usize];
+            read_at(&shard.file, bytes, tensor.offset + at * size)
+                .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
+            widen(tensor.dtype, bytes, chunk);
+            if let Some(i) = first_not_finite(chunk) {
+                let row = (at + i as u64) / tensor.width().max(1);
+                let message =
+                    format!("tensor {} holds {} in row {row} (expected finite weights)", tensor.name, chunk[i]);
+                return Err(Error::model(message).at(&shard.path));
+            }
+        }
+        Ok(())
+    }
+
+    /// The tensor's first `n` bytes as stored, or all if it has fewer.
+    pub fn first_bytes(&self, tensor: &Stored, n: u64) -> Result<Vec<u8>> {
+        let shard = &self.shards[tensor.shard];
+        let mut bytes = vec![0u8; n.min(tensor.n_values() * tensor.dtype.n_bytes()) as usize];
+        read_at(&shard.file, &mut bytes, tensor.offset)
+            .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
+        Ok(bytes)
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !out.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, out, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        out = &mut out[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::F32 => {
+            for (value, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        DType::BF16 => {
+            for (value, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        DType::F16 => {
+            let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+            halves.convert_to_f32_slice(out);
+        }
+    }
+}
+
+/// The first NaN or infinity. The usual case, none, is one branch-free pass.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let any = values.iter().fold(0u32, |any, v| any | u32::from(v.to_bits() & EXPONENT == EXPONENT));
+    if any == 0 { None } else { values.iter().position(|v| !v.is_finite()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_is_exact() {
+        let values = [1.0f32, -2.5, 0.000061035156, 65504.0];
+        let check = |dtype, bytes: Vec<u8>| {
+            let mut out = [0f32; 4];
+            widen(dtype, &bytes, &mut out);
+            assert_eq!(out, values, "{dtype:?}");
+        };
+        check(DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        check(DType::F16, values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect());
+        let mut out = [0f32; 1];
+        widen(DType::BF16, &[0x80, 0x3f], &mut out);
+        assert_eq!(out, [1.0]);
+    }
+
+    #[test]
+    fn finds_what_is_not_finite() {
+        assert_eq!(first_not_finite(&[0.0, f32::MAX, f32::MIN_POSITIVE / 2.0]), None);
+        assert_eq!(first_not_finite(&[0.0, f32::NAN]), Some(1));
+        assert_eq!(first_not_finite(&[f32::NEG_INFINITY]), Some(0));
+    }
+}

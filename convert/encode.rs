@@ -1,0 +1,81 @@
+//! f32 values → the bytes of a GGUF tensor.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use qvl::error::{Error, Result};
+use qvl::ggml;
+use qvl::quant::GgmlType;
+
+/// From this magnitude on, a block's f16 scale may overflow, and what was written is read back and checked.
+const LARGE: f32 = 60000.0;
+
+/// Encodes whole rows of `n_per_row` values as `ty`; `name` is the tensor's, for messages.
+///
+/// f16 and bf16 round to nearest even; other types are ggml's. Errors (kind model): a value is too large for the type.
+/// Cost: allocates the result.
+pub fn encode(ty: GgmlType, values: &[f32], n_per_row: usize, name: &str) -> Result<Vec<u8>> {
+    match ty {
+        GgmlType::F32 => Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        GgmlType::F16 => {
+            let mut halves = vec![f16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            refuse_overflow(ty, values, |i| halves[i].is_finite(), name)?;
+            Ok(halves.iter().flat_map(|h| h.to_le_bytes()).collect())
+        }
+        GgmlType::BF16 => {
+            let halves: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
+            refuse_overflow(ty, values, |i| halves[i].is_finite(), name)?;
+            Ok(halves.iter().flat_map(|h| h.to_le_bytes()).collect())
+        }
+        _ => quantise(ty, values, n_per_row, name),
+    }
+}
+
+fn quantise(ty: GgmlType, values: &[f32], n_per_row: usize, name: &str) -> Result<Vec<u8>> {
+    let n_rows = values.len() / n_per_row;
+    // The plan has chosen a type that holds such rows.
+    let row_bytes = ty.row_bytes(n_per_row as u64).unwrap_or(0) as usize;
+    let mut out = vec![0u8; n_rows * row_bytes];
+    ggml::quantize_rows(ty, values, n_per_row, &mut out);
+    if values.iter().fold(0f32, |largest, v| largest.max(v.abs())) > LARGE {
+        let mut read_back = vec![0f32; n_per_row];
+        for (row, bytes) in values.chunks_exact(n_per_row).zip(out.chunks_exact(row_bytes)) {
+            ggml::dequantize_row(ty, bytes, &mut read_back);
+            refuse_overflow(ty, row, |i| read_back[i].is_finite(), name)?;
+        }
+    }
+    Ok(out)
+}
+
+fn refuse_overflow(ty: GgmlType, values: &[f32], fits: impl Fn(usize) -> bool, name: &str) -> Result<()> {
+    match (0..values.len()).find(|i| !fits(*i)) {
+        None => Ok(()),
+        Some(i) => Err(Error::model(format!(
+            "tensor {name}: {} is too large for {ty}; give this tensor another type with --tensor-type '{name}=bf16'",
+            values[i]
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_round_to_nearest_even() {
+        // 1 + 2^-11 lies between two f16 values, 1 + 2^-8 between two bf16 values.
+        let f16_bytes = encode(GgmlType::F16, &[1.00048828125, 1.00146484375], 2, "t").unwrap();
+        assert_eq!(f16_bytes, [0x00, 0x3c, 0x02, 0x3c]);
+        assert_eq!(encode(GgmlType::BF16, &[1.00390625, 1.01171875], 2, "t").unwrap(), [0x80, 0x3f, 0x82, 0x3f]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let check = |ty, value: f32| encode(ty, &[value; 256], 256, "t").unwrap_err().to_string();
+        assert!(check(GgmlType::F16, 65520.0).contains("tensor t: 65520 is too large for f16"));
+        assert!(check(GgmlType::BF16, f32::MAX).contains("too large for bf16"));
+        assert!(check(GgmlType::Q8_0, 1e9).contains("too large for q8_0"));
+        assert!(check(GgmlType::Q4_K, 1e9).contains("too large for q4_k"));
+        assert!(encode(GgmlType::Q8_0, &[65000.0; 32], 32, "t").is_ok());
+    }
+}

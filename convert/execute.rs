@@ -1,0 +1,116 @@
+//! Writes a planned file: row blocks are made on all cores and written in order, the next wave while the last is written.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use indicatif::ProgressBar;
+use qvl::error::{Error, ErrorKind, Result};
+use qvl::gguf::Layout;
+use rayon::prelude::*;
+
+use crate::checkpoint::Checkpoint;
+use crate::encode::encode;
+use crate::plan::{FilePlan, PlannedTensor};
+use crate::produce::{is_whole, produce};
+
+/// f32 values a row block: 4 MiB. Less in tests, so that small tensors take many blocks.
+const BLOCK_VALUES: u64 = if cfg!(test) { 1 << 11 } else { 1 << 20 };
+/// Blocks a thread in one wave.
+const BLOCKS_A_THREAD: usize = 2;
+
+/// What an execution runs with.
+pub struct Run<'a> {
+    /// Where weights come from.
+    pub checkpoint: &'a Checkpoint,
+    /// Threads that make blocks.
+    pub pool: &'a rayon::ThreadPool,
+    /// Counts bytes written.
+    pub progress: &'a ProgressBar,
+    /// Set to stop early.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Some rows of one tensor: values `first .. first + n`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Block {
+    tensor: usize,
+    first: u64,
+    n: u64,
+}
+
+/// A block's bytes and, with a tensor's first block, where they belong in the file.
+struct Made {
+    offset: Option<u64>,
+    bytes: Vec<u8>,
+}
+
+/// Writes header and tensors to `out`; `path` is for messages.
+///
+/// Errors: a bad weight (kind model), a full disk (other), Ctrl-C (interrupted). Memory: at most three waves of blocks,
+/// a wave being `BLOCKS_A_THREAD` blocks of 4 MiB for each thread, and the largest table.
+pub fn write_file(run: &Run, plan: &FilePlan, layout: &Layout, out: &std::fs::File, path: &Path) -> Result<()> {
+    let blocks: Vec<Block> = plan.tensors.iter().enumerate().flat_map(|(i, t)| blocks_of(i, t)).collect();
+    let (sender, receiver) = sync_channel::<Vec<Made>>(1);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || write_in_order(run.progress, layout, receiver, out));
+        let made = blocks.chunks(BLOCKS_A_THREAD * run.pool.current_num_threads()).try_for_each(|wave| {
+            let wave =
+                run.pool.install(|| wave.par_iter().map(|b| make(run, plan, layout, b)).collect::<Result<_>>())?;
+            // Fails only when the writer has hung up, which has an error of its own to tell.
+            sender.send(wave).map_err(|_| Error::other("the writer has stopped"))
+        });
+        drop(sender);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.map_err(|e| Error::other("cannot write the file").because(e).at(path))?;
+        made
+    })
+}
+
+/// Cuts a tensor into blocks of whole rows.
+fn blocks_of(index: usize, tensor: &PlannedTensor) -> Vec<Block> {
+    let n = tensor.n_values();
+    let row = tensor.dims[0];
+    let step = if is_whole(tensor.recipe) { n } else { (BLOCK_VALUES / row).max(1) * row };
+    let block = |first| Block { tensor: index, first, n: step.min(n - first) };
+    (0..n).step_by(step as usize).map(block).collect()
+}
+
+fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Made> {
+    if run.interrupted.load(Ordering::Relaxed) {
+        return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
+    }
+    let tensor = &plan.tensors[block.tensor];
+    let values = produce(run.checkpoint, tensor, block.first, block.n)?;
+    let bytes = encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?;
+    let offset = (block.first == 0).then(|| layout.places[block.tensor].0);
+    Ok(Made { offset, bytes })
+}
+
+/// Writes header, blocks and the zeros between tensors.
+fn write_in_order(
+    progress: &ProgressBar,
+    layout: &Layout,
+    waves: Receiver<Vec<Made>>,
+    out: &std::fs::File,
+) -> std::io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, out);
+    out.write_all(&layout.header)?;
+    let mut at = layout.header.len() as u64;
+    for made in waves.into_iter().flatten() {
+        if let Some(offset) = made.offset {
+            at += write_zeros(&mut out, offset - at)?;
+        }
+        out.write_all(&made.bytes)?;
+        at += made.bytes.len() as u64;
+        progress.inc(made.bytes.len() as u64);
+    }
+    // Fewer blocks than planned arrive only when one of them failed; the file is then thrown away.
+    write_zeros(&mut out, layout.file_bytes.saturating_sub(at))?;
+    out.flush()
+}
+
+fn write_zeros(out: &mut impl Write, n: u64) -> std::io::Result<u64> {
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), n), out)
+}

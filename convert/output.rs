@@ -1,0 +1,96 @@
+//! The two files appear under their final names only when both are complete.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use qvl::error::{Error, Result};
+use tempfile::NamedTempFile;
+
+use crate::report::bytes_text;
+
+/// What happens to files of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// They are an error.
+    Keep,
+    /// They are replaced, once both new files are complete.
+    Replace,
+}
+
+/// Proves, before any work, that the targets can be made: makes `dir`, refuses existing targets unless they may be
+/// replaced. Errors are of kind usage.
+pub fn prepare(dir: &Path, targets: &[PathBuf], existing: Existing) -> Result<()> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::usage("not a directory").at(dir));
+    }
+    for target in targets {
+        if target.is_dir() {
+            return Err(Error::usage("a directory is in the way").at(target));
+        }
+        if existing == Existing::Keep && target.exists() {
+            return Err(Error::usage("the file exists already; --force replaces it").at(target));
+        }
+    }
+    std::fs::create_dir_all(dir).map_err(|e| Error::usage("cannot make the directory").because(e).at(dir))
+}
+
+/// Refuses to start what cannot be finished: `n_bytes` must be free in `dir`. Systems that do not say pass; they find out
+/// while writing.
+pub fn require_space(dir: &Path, n_bytes: u64) -> Result<()> {
+    match free_bytes(dir) {
+        Some(free) if free < n_bytes => Err(Error::other(format!(
+            "not enough space: {} are needed and {} are free",
+            bytes_text(n_bytes),
+            bytes_text(free)
+        ))
+        .at(dir)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_dir: &Path) -> Option<u64> {
+    None
+}
+
+/// A nameless-to-be file in `dir` that vanishes unless it is [published](publish).
+pub fn temporary(dir: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".qvl-convert-").suffix(".tmp");
+    // As any new file: what the user's umask leaves of rw-rw-rw-.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(dir).map_err(|e| Error::other("cannot make a temporary file").because(e).at(dir))
+}
+
+/// Brings complete files to the disk and then to their names, all of them or (short of a crash between two renames) none.
+pub fn publish(files: Vec<(NamedTempFile, PathBuf)>, dir: &Path, existing: Existing) -> Result<()> {
+    for (file, target) in &files {
+        file.as_file().sync_all().map_err(|e| Error::other("cannot write the file").because(e).at(target))?;
+    }
+    let mut published: Vec<PathBuf> = Vec::new();
+    for (file, target) in files {
+        let moved = match existing {
+            Existing::Keep => file.persist_noclobber(&target),
+            Existing::Replace => file.persist(&target),
+        };
+        if let Err(e) = moved {
+            // A new file without its partner is worth nothing; a replaced one cannot be brought back.
+            let undo = published.iter().filter(|_| existing == Existing::Keep);
+            undo.for_each(|path| drop(std::fs::remove_file(path)));
+            return Err(Error::other("cannot name the finished file").because(e.error).at(&target));
+        }
+        published.push(target);
+    }
+    // Makes the names durable too where directories can be synced; elsewhere nothing is lost but that.
+    if let Ok(dir) = File::open(dir) {
+        let _ = dir.sync_all();
+    }
+    Ok(())
+}

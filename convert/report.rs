@@ -1,0 +1,166 @@
+//! What the user reads: the plan as a table or as JSON, the result, the next command.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use qvl::error::{Error, Result};
+use serde_json::{Value, json};
+
+use crate::plan::{FilePlan, Plan};
+
+/// What a conversion made.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The text file.
+    pub model: PathBuf,
+    /// The vision file.
+    pub mmproj: PathBuf,
+    /// Sizes of the two files in bytes.
+    pub n_bytes: [u64; 2],
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// Prints `text` and a line end to stdout. A closed pipe is no error.
+pub fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::other("cannot write to stdout").because(e)),
+        _ => Ok(()),
+    }
+}
+
+/// The plan as an aligned table for each file, with totals.
+pub fn plan_text(plan: &Plan) -> String {
+    let mut text = file_text(&plan.text);
+    text.push('\n');
+    text.push_str(&file_text(&plan.vision));
+    text
+}
+
+fn file_text(file: &FilePlan) -> String {
+    let mut rows = vec![["tensor", "extents", "type", "bytes", "recipe", "source"].map(String::from)];
+    for t in &file.tensors {
+        let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
+        let ty = t.wanted.map_or(t.ty.to_string(), |wanted| format!("{} (not {wanted})", t.ty));
+        let mut source = t.sources.first().map(|s| s.name.clone()).unwrap_or_default();
+        if t.sources.len() > 1 {
+            source.push_str(&format!(" +{}", t.sources.len() - 1));
+        }
+        rows.push([t.name.clone(), dims, ty, t.n_bytes.to_string(), t.recipe.to_string(), source]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    let mut text = format!("{}\n", file.file_name);
+    for row in &rows {
+        // Sizes are right-aligned, the last column is not padded.
+        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, w))| match i {
+            3 => format!("{cell:>w$}"),
+            5 => cell.clone(),
+            _ => format!("{cell:<w$}"),
+        });
+        text.push_str(&cells.collect::<Vec<_>>().join("  "));
+        text.push('\n');
+    }
+    let bits = file.n_bytes() as f64 * 8.0 / file.n_values() as f64;
+    text.push_str(&format!(
+        "{} tensors, {} parameters, {} bytes ({}), {bits:.2} bits a weight; {}\n",
+        file.tensors.len(),
+        file.n_values(),
+        file.n_bytes(),
+        bytes_text(file.n_bytes()),
+        file.types_text()
+    ));
+    text
+}
+
+/// The plan as a JSON object.
+pub fn plan_json(plan: &Plan) -> Value {
+    json!({ "model": file_json(&plan.text), "mmproj": file_json(&plan.vision), "notes": plan.notes })
+}
+
+fn file_json(file: &FilePlan) -> Value {
+    let tensors = file.tensors.iter().map(|t| {
+        json!({
+            "name": t.name,
+            "dims": t.dims,
+            "type": t.ty.name(),
+            "wanted": t.wanted.map(|w| w.name()),
+            "bytes": t.n_bytes,
+            "recipe": t.recipe.to_string(),
+            "sources": t.sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "file": file.file_name,
+        "type": file.asked.name(),
+        "n_parameters": file.n_values(),
+        "bytes": file.n_bytes(),
+        "tensor_types": types_json(file),
+        "tensors": tensors.collect::<Vec<_>>(),
+    })
+}
+
+fn types_json(file: &FilePlan) -> Value {
+    file.types().into_iter().map(|(ty, (n, _))| (ty.name().to_owned(), Value::from(n))).collect()
+}
+
+/// The result as a JSON object.
+pub fn done_json(done: &Done, plan: &Plan) -> Value {
+    json!({
+        "model": done.model.to_string_lossy(),
+        "mmproj": done.mmproj.to_string_lossy(),
+        "bytes": done.n_bytes[0] + done.n_bytes[1],
+        "model_bytes": done.n_bytes[0],
+        "mmproj_bytes": done.n_bytes[1],
+        "seconds": (done.seconds * 1000.0).round() / 1000.0,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "model_types": types_json(&plan.text),
+        "mmproj_types": types_json(&plan.vision),
+        "fallbacks": plan.text.fallbacks().chain(plan.vision.fallbacks()).count(),
+        "notes": plan.notes,
+    })
+}
+
+/// The result for people: the two paths and what to type next.
+pub fn done_text(done: &Done) -> String {
+    let line = |path: &Path, n_bytes| format!("{}  {}", path.display(), bytes_text(n_bytes));
+    format!(
+        "{}\n{}\ntry: qvl ask -m {} -i photo.jpg \"What is in this picture?\"",
+        line(&done.model, done.n_bytes[0]),
+        line(&done.mmproj, done.n_bytes[1]),
+        shell_word(&done.model.to_string_lossy())
+    )
+}
+
+/// `text` as one word of a POSIX shell.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._+-=:,@%".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// A size in decimal units.
+pub fn bytes_text(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        0..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// Largest resident size of this process so far in bytes, where the system says it (Linux).
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_when_they_need_it() {
+        assert_eq!(shell_word("/a/b-c.gguf"), "/a/b-c.gguf");
+        assert_eq!(shell_word("it's here"), r"'it'\''s here'");
+    }
+}
