@@ -140,11 +140,14 @@ fn shell_word(text: &str) -> String {
 
 /// A size in decimal units.
 pub fn bytes_text(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        0..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
+    let (unit, name) = if n < 1_000_000 {
+        (1e3, "kB")
+    } else if n < 1_000_000_000 {
+        (1e6, "MB")
+    } else {
+        (1e9, "GB")
+    };
+    format!("{:.*} {name}", if name == "GB" { 2 } else { 1 }, n as f64 / unit)
 }
 
 /// Largest resident size of this process so far in bytes, where the system says it (Linux).
