@@ -1,6 +1,19 @@
 //! Door 2: safe ggml in C's own words. Knows no model.
+//!
+//! A [`Context`] holds tensors and the operations between them; a [`Graph`] orders what some outputs need; a
+//! [`Backend`] computes it. Extents are `[ne0, ne1, ..]`, ne0 contiguous. Wherever ggml would abort the process on
+//! operands that do not fit together, the functions here panic instead: shapes are proven when weights are bound, so
+//! either would be a bug, but a panic can be read.
 #![allow(unsafe_code)]
 
+mod backend;
+mod context;
+mod cpu;
 mod quantize;
 
+pub(crate) use backend::is_set;
+pub use backend::{Allocated, Backend};
+pub use context::{Context, Graph, Tensor};
+pub use cpu::{SimdFeature, simd_features};
+pub(crate) use quantize::c_type;
 pub use quantize::{dequantize_row, quantize_rows};

@@ -1,0 +1,308 @@
+//! Flags and subcommands. Names are promises (see the README); llama.cpp's two- and three-letter flags are accepted.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use qvl::quant::GgmlType;
+
+/// Ask Qwen-VL about pictures, from GGUF files, on this machine.
+#[derive(Parser)]
+#[command(name = "qvl", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Print the log of llama.cpp and ggml
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Answer once about pictures or text, streaming
+    Ask(AskArgs),
+    /// Write the numbers inside (pixels, embeddings, logits) as safetensors
+    Trace(TraceArgs),
+    /// Turn text into token ids and back: JSON lines in, JSON lines out
+    Tokenize(TokenizeArgs),
+    /// Show what a GGUF file holds
+    Inspect(InspectArgs),
+    /// Check this build and this machine
+    Doctor(DoctorArgs),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Write man pages into a directory
+    Man(ManArgs),
+}
+
+#[derive(Args)]
+pub struct AskArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    /// Complete the prompt as it stands; all special tokens count, <img>PATH</img> loads PATH
+    #[arg(long)]
+    pub raw: bool,
+    /// Print one JSON object instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+    /// Read the prompt from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
+    /// The question (else it is read from stdin)
+    pub prompt: Option<String>,
+}
+
+#[derive(Args)]
+pub struct TraceArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    /// Complete the prompt as it stands; all special tokens count, <img>PATH</img> loads PATH
+    #[arg(long)]
+    pub raw: bool,
+    /// A file with the prompt as a JSON array of token ids
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["prompt", "raw"])]
+    pub ids: Option<PathBuf>,
+    /// Continue greedily by this many tokens
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 0)]
+    pub predict: usize,
+    /// System message of the chat format
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Where to write
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// The prompt
+    pub prompt: Option<String>,
+}
+
+#[derive(Args)]
+pub struct TokenizeArgs {
+    /// Text GGUF
+    #[arg(short, long, env = "QVL_MODEL", value_name = "FILE")]
+    pub model: PathBuf,
+}
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// GGUF file, text or mmproj
+    pub file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Read every weight and check that it is finite
+    #[arg(long)]
+    pub verify: bool,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct CompletionsArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+pub struct ManArgs {
+    /// Directory for the pages
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ModelArgs {
+    /// Text GGUF
+    #[arg(short, long, env = "QVL_MODEL", value_name = "FILE")]
+    pub model: PathBuf,
+    /// Vision GGUF (default: the mmproj-*.gguf beside the model that belongs to it)
+    #[arg(long, env = "QVL_MMPROJ", value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ImageArgs {
+    /// A picture (repeatable)
+    #[arg(short, long = "image", value_name = "IMAGE")]
+    pub image: Vec<PathBuf>,
+    /// Take pixels as they are stored, ignoring the EXIF orientation (as the reference does)
+    #[arg(long)]
+    pub no_auto_orient: bool,
+}
+
+#[derive(Args)]
+pub struct GenerationArgs {
+    /// Tokens to generate at most (default: the model's)
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
+    pub predict: Option<usize>,
+    /// Temperature; 0 is greedy (default: the model's)
+    #[arg(long, value_name = "T", value_parser = non_negative)]
+    pub temp: Option<f32>,
+    /// Keep the K most likely tokens; 0 keeps all (default: the model's)
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Keep this probability mass (default: the model's)
+    #[arg(long, value_name = "P", value_parser = fraction)]
+    pub top_p: Option<f32>,
+    /// Drop tokens less likely than this fraction of the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
+    pub min_p: f32,
+    /// Penalty for repeated tokens; 1 is none (default: the model's)
+    #[arg(long, value_name = "X", value_parser = penalty)]
+    pub repeat_penalty: Option<f32>,
+    /// Seed of the random numbers (default: another one each time)
+    #[arg(short, long, value_name = "SEED")]
+    pub seed: Option<u32>,
+    /// End the answer at this text (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// System message of the chat format [-sys]
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ContextArgs {
+    /// Positions of the context (default: what prompt and answer need, up to the model's)
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32767))]
+    pub ctx_size: Option<u32>,
+    /// Threads (default: physical cores)
+    #[arg(short, long, env = "QVL_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub threads: Option<u16>,
+    /// Type of cached keys [-ctk]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
+    pub cache_type_k: String,
+    /// Type of cached values [-ctv]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
+    pub cache_type_v: String,
+    /// Fused attention [-fa]; off computes it in f32
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub flash_attn: FlashMode,
+    /// Layers on the GPU: a number, auto or all [-ngl]
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = gpu_layers)]
+    pub gpu_layers: GpuLayers,
+    /// Device to compute on [-dev]; this build has cpu
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+    /// Read weights into memory instead of mapping them
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Lock weights in memory
+    #[arg(long)]
+    pub mlock: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum FlashMode {
+    On,
+    Off,
+    Auto,
+}
+
+/// How many layers go to the GPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum GpuLayers {
+    Auto,
+    All,
+    Exactly(u16),
+}
+
+/// llama.cpp's flags of more than one letter behind one dash, which clap has not.
+const LONG_FLAGS: [(&str, &str); 6] = [
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-fa", "--flash-attn"),
+    ("-ngl", "--gpu-layers"),
+    ("-dev", "--device"),
+    ("-sys", "--system"),
+];
+
+/// Replaces [`LONG_FLAGS`] up to a `--`.
+pub fn with_long_flags(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut plain = false;
+    let long = |arg: OsString| {
+        plain |= arg == "--";
+        let text = arg.to_str().filter(|_| !plain).unwrap_or_default();
+        let (flag, value) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
+        match (LONG_FLAGS.iter().find(|(short, _)| *short == flag), value) {
+            (Some((_, long)), Some(value)) => format!("{long}={value}").into(),
+            (Some((_, long)), None) => long.into(),
+            (None, _) => arg,
+        }
+    };
+    args.map(long).collect()
+}
+
+fn kv_types() -> PossibleValuesParser {
+    PossibleValuesParser::new(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
+}
+
+/// The type of a KV cache flag, which the parser has checked.
+pub fn kv_type(name: &str) -> GgmlType {
+    GgmlType::from_name(name).unwrap_or(GgmlType::F16)
+}
+
+fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+    match text {
+        "auto" => Ok(GpuLayers::Auto),
+        "all" => Ok(GpuLayers::All),
+        number => number.parse().map(GpuLayers::Exactly).map_err(|_| "expected a number, auto or all".to_owned()),
+    }
+}
+
+fn number_in(text: &str, low: f32, high: f32) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if (low..=high).contains(&x) => Ok(x),
+        _ => Err(format!("expected a number from {low} to {high}")),
+    }
+}
+
+fn fraction(text: &str) -> Result<f32, String> {
+    number_in(text, 0.0, 1.0)
+}
+
+fn non_negative(text: &str) -> Result<f32, String> {
+    number_in(text, 0.0, 100.0)
+}
+
+fn penalty(text: &str) -> Result<f32, String> {
+    number_in(text, 0.01, 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn llama_flags_become_long_ones() {
+        let args = ["qvl", "-fa", "off", "-ctk=f32", "-f", "x", "--", "-fa"].map(OsString::from);
+        let expect = ["qvl", "--flash-attn", "off", "--cache-type-k=f32", "-f", "x", "--", "-fa"];
+        assert_eq!(with_long_flags(args.into_iter()), expect.map(OsString::from));
+    }
+}

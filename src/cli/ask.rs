@@ -1,0 +1,236 @@
+//! `qvl ask`: one answer, streaming.
+
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use qvl::error::{Error, ErrorKind, Result};
+use qvl::grounding;
+use qvl::image::Picture;
+use qvl::llama::{Sampler, SamplerSettings};
+use qvl::memory::peak_rss_bytes;
+use qvl::prompt::{self, ChatSettings, Message, Prompt};
+use qvl::session::{Answer, Finish, GenerateSettings, Session, TextFile, generate};
+use qvl::text::{ChatFormat, TextHparams};
+use serde_json::{Value, json};
+
+use super::args::{AskArgs, GenerationArgs};
+use super::pipeline::{self, Mmproj};
+use super::{STOP, print, print_json};
+
+/// Default system message of the chat format.
+pub const SYSTEM: &str = "You are a helpful assistant.";
+
+/// Runs it.
+pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
+    let start = Instant::now();
+    let question = question(args)?;
+    let text = pipeline::open_text(&args.model, quiet)?;
+    let h = text.hparams();
+    let raw = args.raw || h.chat_format == ChatFormat::Raw;
+    if raw && args.generation.system.is_some() {
+        return Err(Error::usage("a system message has no place in a raw prompt"));
+    }
+    let paths = args.images.image.clone();
+    let (prompt, paths) = build_prompt(&text, &question, paths, raw, args.generation.system.as_deref())?;
+    let pictures = pipeline::load_pictures(&paths, &args.images)?;
+    let n_prompt = prompt.n_positions(h.n_queries);
+    let n_predict = args.generation.predict.unwrap_or(h.max_new_tokens);
+    let settings = pipeline::session_settings(h, &args.context, n_prompt, n_predict)?;
+    if n_prompt > settings.n_ctx {
+        return Err(too_long(n_prompt, settings.n_ctx));
+    }
+    let mut load = start.elapsed();
+
+    let encode_start = Instant::now();
+    // The mmproj is unmapped at the end of this statement, before the text weights are touched.
+    let images = match pictures.is_empty() {
+        true => Vec::new(),
+        false => Mmproj::open(&args.model, &text)?.encode(&pictures, &args.context, quiet)?,
+    };
+    let encode = encode_start.elapsed();
+
+    let load_start = Instant::now();
+    let model = pipeline::load_model(&text, &args.context, quiet)?;
+    let mut session = Session::new(&text, &model, &settings, n_prompt, &STOP)?;
+    load += load_start.elapsed();
+
+    let prefill_start = Instant::now();
+    let spinner = pipeline::spinner(quiet, format!("reading {n_prompt} tokens"));
+    session.prefill(&prompt, &images)?;
+    drop((spinner, images));
+    let prefill = prefill_start.elapsed();
+
+    let mut sampler = Sampler::new(sampling(&args.generation, h), text.tokenizer().n_used());
+    for id in prompt.ids_with_slots(text.tokenizer().special_ids().img_pad, h.n_queries) {
+        sampler.accept(id.to_u32());
+    }
+    let stops = stops(&text, &args.generation, n_predict, raw);
+    let decode_start = Instant::now();
+    let mut first_token = None;
+    let mut out = Trimmed { keep: raw, started: false, held: String::new() };
+    let answer = generate(&mut session, text.tokenizer(), &mut sampler, &stops, &STOP, |piece| {
+        first_token.get_or_insert_with(|| start.elapsed());
+        if args.json { Ok(()) } else { print(&out.push(piece)) }
+    })?;
+    let decode = decode_start.elapsed();
+    if args.json {
+        let ms = |d: std::time::Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        let per_second = answer.n_tokens as f64 / decode.as_secs_f64().max(1e-9);
+        let answer_text = if raw { answer.text.as_str() } else { answer.text.trim() };
+        print_json(&json!({
+            "text": answer_text,
+            "finish_reason": finish_reason(answer.finish),
+            "usage": {
+                "prompt_tokens": n_prompt,
+                "image_tokens": prompt.n_images() * h.n_queries,
+                "completion_tokens": answer.n_tokens,
+            },
+            "timings": {
+                "load_ms": ms(load),
+                "encode_ms": ms(encode),
+                "prefill_ms": ms(prefill),
+                "decode_ms": ms(decode),
+                "ttft_ms": first_token.map(ms),
+                "decode_tokens_per_second": (per_second * 1e3).round() / 1e3,
+            },
+            "memory": {"peak_rss_bytes": peak_rss_bytes()},
+            "regions": regions(answer_text, pictures.last()),
+        }))?;
+    } else {
+        print("\n")?;
+    }
+    conclude(&answer, quiet)
+}
+
+/// The prompt and the pictures that it shows, those of `-i` first.
+pub fn build_prompt(
+    text: &TextFile,
+    question: &str,
+    mut paths: Vec<PathBuf>,
+    raw: bool,
+    system: Option<&str>,
+) -> Result<(Prompt, Vec<PathBuf>)> {
+    let (h, tokenizer) = (text.hparams(), text.tokenizer());
+    if raw {
+        let (prompt, more) = prompt::raw(tokenizer, question, paths.len(), h.picture_prefix)?;
+        paths.extend(more.into_iter().map(PathBuf::from));
+        return Ok((prompt, paths));
+    }
+    let settings = ChatSettings {
+        system: system.unwrap_or(SYSTEM).to_owned(),
+        max_window_size: h.max_window_size,
+        picture_prefix: h.picture_prefix,
+    };
+    let query = Message { text: question.to_owned(), pictures: (0..paths.len()).collect() };
+    Ok((prompt::chat(tokenizer, &settings, &[], &query)?, paths))
+}
+
+/// The error of a prompt that the context cannot hold.
+pub fn too_long(n_prompt: usize, n_ctx: usize) -> Error {
+    Error::usage(format!("the prompt has {n_prompt} tokens but the context holds {n_ctx}; shorten it or raise -c"))
+}
+
+fn question(args: &AskArgs) -> Result<String> {
+    match (&args.prompt, &args.file) {
+        (Some(prompt), _) => Ok(prompt.clone()),
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))
+        }
+        (None, None) if std::io::stdin().is_terminal() => {
+            Err(Error::usage("what is the question? give it as the last argument, with -f FILE, or on stdin"))
+        }
+        (None, None) => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|e| Error::usage("cannot read the prompt from stdin").because(e))?;
+            Ok(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
+        }
+    }
+}
+
+fn sampling(args: &GenerationArgs, h: &TextHparams) -> SamplerSettings {
+    // A seed that nobody chose: the clock's nanoseconds differ from run to run.
+    let clock = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    SamplerSettings {
+        temp: args.temp.unwrap_or(h.temp),
+        top_k: args.top_k.unwrap_or(h.top_k),
+        top_p: args.top_p.unwrap_or(h.top_p),
+        min_p: args.min_p,
+        repeat_penalty: args.repeat_penalty.unwrap_or(h.repeat_penalty),
+        seed: args.seed.unwrap_or_else(clock),
+    }
+}
+
+fn stops(text: &TextFile, args: &GenerationArgs, n_predict: usize, raw: bool) -> GenerateSettings {
+    let ids = text.tokenizer().special_ids();
+    let mut stop_texts: Vec<String> = args.stop.iter().filter(|s| !s.is_empty()).cloned().collect();
+    if raw && text.hparams().chat_format == ChatFormat::Raw {
+        // The base model's own stop sequence: it would go on to write the next question.
+        stop_texts.push("Human:".to_owned());
+    }
+    GenerateSettings { n_predict, stop_ids: vec![ids.eod, ids.im_end, ids.im_start], stop_texts }
+}
+
+fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Interrupted => "interrupted",
+    }
+}
+
+/// Regions in the pixels of the picture that was shown last, to which the model's coordinates refer.
+fn regions(text: &str, picture: Option<&Picture>) -> Vec<Value> {
+    let one = |region: grounding::Region| {
+        let pixels = picture.map(|p| region.box_pixels(p.width(), p.height()));
+        json!({"label": region.label, "box": pixels, "box_1000": region.box_1000()})
+    };
+    grounding::regions(text).0.into_iter().map(one).collect()
+}
+
+fn conclude(answer: &Answer, quiet: bool) -> Result<()> {
+    match answer.finish {
+        Finish::Interrupted => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+        Finish::Length if !quiet => {
+            eprintln!("note: the answer was cut after {} tokens; allow more with -n", answer.n_tokens);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Strips white space around a streamed chat answer, as the reference strips the whole; holds back what may be its end.
+struct Trimmed {
+    keep: bool,
+    started: bool,
+    held: String,
+}
+
+impl Trimmed {
+    fn push(&mut self, piece: &str) -> String {
+        if self.keep {
+            return piece.to_owned();
+        }
+        self.held.push_str(piece);
+        let text = if self.started { self.held.as_str() } else { self.held.trim_start() };
+        let settled = text.trim_end();
+        self.started |= !settled.is_empty();
+        let (settled, rest) = (settled.to_owned(), text[settled.len()..].to_owned());
+        self.held = if self.started { rest } else { String::new() };
+        settled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_around_an_answer_is_dropped() {
+        let mut out = Trimmed { keep: false, started: false, held: String::new() };
+        let pieces = ["\n ", " a", " ", "b\n", "\nc", " \n"].map(|p| out.push(p));
+        assert_eq!(pieces.concat(), "a b\n\nc");
+    }
+}

@@ -1,0 +1,65 @@
+//! `qvl doctor`: this build and this machine.
+
+use std::fmt::Write;
+
+use qvl::error::Result;
+use qvl::ggml::{SimdFeature, simd_features};
+use qvl::memory::{available_bytes, human_bytes, total_bytes};
+use serde_json::json;
+
+use super::args::DoctorArgs;
+use super::{print, print_json};
+
+/// Runs it.
+pub fn run(args: &DoctorArgs) -> Result<()> {
+    let features = simd_features();
+    let (n_physical, n_logical) = (num_cpus::get_physical(), num_cpus::get());
+    let warning = simd_warning();
+    if args.json {
+        let simd: Vec<_> =
+            features.iter().map(|f| json!({"name": f.name, "cpu": f.present, "build": f.built})).collect();
+        return print_json(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "arch": std::env::consts::ARCH,
+            "os": std::env::consts::OS,
+            "devices": ["cpu"],
+            "cores": {"physical": n_physical, "logical": n_logical},
+            "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes()},
+            "simd": simd,
+            "warnings": warning.into_iter().collect::<Vec<_>>(),
+        }));
+    }
+    let mut text = format!(
+        "qvl {} on {} {}\ndevices  cpu\ncores    {n_physical} physical, {n_logical} logical\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    );
+    if let Some((available, total)) = available_bytes().zip(total_bytes()) {
+        let _ = writeln!(text, "memory   {} available of {}", human_bytes(available), human_bytes(total));
+    }
+    let names = |keep: fn(&SimdFeature) -> bool| {
+        let names: Vec<_> = features.iter().filter(|f| keep(f)).map(|f| f.name).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    };
+    let _ = writeln!(text, "SIMD     CPU: {}\n         build: {}", names(|f| f.present), names(|f| f.built));
+    match &warning {
+        Some(warning) => {
+            let _ = writeln!(text, "warning: {warning}");
+        }
+        None => text.push_str("ok: the build uses what the CPU has\n"),
+    }
+    print(&text)
+}
+
+/// What to say when the CPU has SIMD that this build does not use.
+pub fn simd_warning() -> Option<String> {
+    let missing: Vec<_> = simd_features().into_iter().filter(|f| f.present && !f.built).map(|f| f.name).collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "this build does not use {}, which this CPU has, and is slower than it could be; build on this machine \
+             with RUSTFLAGS=\"-C target-cpu=native\"",
+            missing.join(", ")
+        )
+    })
+}

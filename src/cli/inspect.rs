@@ -1,0 +1,184 @@
+//! `qvl inspect`: what a GGUF file holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use qvl::error::{Error, Result};
+use qvl::ggml::dequantize_row;
+use qvl::gguf::{Array, Gguf, TensorInfo, Value};
+use qvl::memory::human_bytes;
+use qvl::mmap::MappedFile;
+use qvl::names::{general, text as text_key, vision as vision_key};
+use qvl::quant::GgmlType;
+use qvl::text::{self, TextHparams};
+use qvl::vision::VisionModel;
+use serde_json::{Map, json};
+
+use super::args::InspectArgs;
+use super::{print, print_json};
+
+/// Elements of an array that are shown.
+const N_SHOWN: usize = 6;
+
+/// Runs it.
+pub fn run(args: &InspectArgs) -> Result<()> {
+    let file = MappedFile::open(&args.file)?;
+    let parse = || -> Result<Gguf> {
+        let gguf = Gguf::parse(&file)?;
+        if args.verify {
+            verify(&gguf, &file)?;
+        }
+        Ok(gguf)
+    };
+    let gguf = parse().map_err(|e| e.at(&args.file))?;
+    if args.json { print_json(&as_json(&gguf, &file, args)) } else { print(&as_text(&gguf, &file, args)) }
+}
+
+/// Proves what a run would prove, and that every weight is a finite number. Reads the whole file.
+fn verify(gguf: &Gguf, file: &[u8]) -> Result<()> {
+    match gguf.opt_str(general::ARCHITECTURE)? {
+        Some(text_key::ARCHITECTURE) => text::check(gguf, &TextHparams::read(gguf)?)?,
+        Some(vision_key::ARCHITECTURE) => drop(VisionModel::new(file, gguf)?),
+        _ => {}
+    }
+    gguf.tensors().iter().try_for_each(|tensor| verify_tensor(tensor, file))
+}
+
+fn verify_tensor(tensor: &TensorInfo, file: &[u8]) -> Result<()> {
+    use GgmlType::*;
+    if matches!(tensor.ty, I8 | I16 | I32 | I64 | F64) {
+        return Ok(());
+    }
+    let mut row = vec![0.0; tensor.dims[0] as usize];
+    let row_bytes = tensor.n_bytes as usize / (tensor.n_values() / tensor.dims[0]) as usize;
+    for (nth, bytes) in tensor.bytes(file).chunks_exact(row_bytes).enumerate() {
+        dequantize_row(tensor.ty, bytes, &mut row);
+        if let Some(at) = row.iter().position(|x| !x.is_finite()) {
+            return Err(Error::model(format!("tensor {:?} holds {} in row {nth}, column {at}", tensor.name, row[at])));
+        }
+    }
+    Ok(())
+}
+
+/// (number of tensors, bytes) of each type.
+fn by_type(gguf: &Gguf) -> BTreeMap<GgmlType, (usize, u64)> {
+    let mut types = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let entry: &mut (usize, u64) = types.entry(tensor.ty).or_default();
+        *entry = (entry.0 + 1, entry.1 + tensor.n_bytes);
+    }
+    types
+}
+
+fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
+    let mut out = format!(
+        "{}: GGUF version {}, {}, {} keys, {} tensors\n\nmetadata\n",
+        args.file.display(),
+        gguf.version(),
+        human_bytes(file.len() as u64),
+        gguf.metadata().len(),
+        gguf.tensors().len()
+    );
+    let width = gguf.metadata().iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    for (key, value) in gguf.metadata() {
+        let _ = writeln!(out, "  {key:width$}  {}", shown(value));
+    }
+    out.push_str("\ntypes\n");
+    for (ty, (n, bytes)) in by_type(gguf) {
+        let _ = writeln!(out, "  {ty:6}  {n:5} tensors  {:>10}", human_bytes(bytes));
+    }
+    if args.tensors {
+        let width = gguf.tensors().iter().map(|t| t.name.len()).max().unwrap_or(0);
+        out.push_str("\ntensors (name, type, extents, bytes, offset)\n");
+        for t in gguf.tensors() {
+            let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+            let _ = writeln!(out, "  {:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.name, t.ty.name(), t.n_bytes, t.offset);
+        }
+    }
+    if args.verify {
+        out.push_str("\nverified: the header is sound and every weight is finite\n");
+    }
+    out
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(s) => format!("{s:?}"),
+        Value::Array(array) => {
+            let json = array_json(array, N_SHOWN);
+            let more = if array.len() > N_SHOWN { format!(" .. ({} in all)", array.len()) } else { String::new() };
+            format!("{json}{more}")
+        }
+        other => scalar_json(other).to_string(),
+    }
+}
+
+fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> serde_json::Value {
+    let metadata: Map<_, _> = gguf
+        .metadata()
+        .iter()
+        .map(|(key, value)| {
+            let value = match value {
+                // Vocabularies are long; their length and beginning tell what they are.
+                Value::Array(a) if a.len() > 64 => json!({"length": a.len(), "first": array_json(a, N_SHOWN)}),
+                Value::Array(a) => array_json(a, a.len()),
+                other => scalar_json(other),
+            };
+            (key.clone(), value)
+        })
+        .collect();
+    let types: Map<_, _> = by_type(gguf)
+        .into_iter()
+        .map(|(ty, (n, bytes))| (ty.name().to_owned(), json!({"tensors": n, "bytes": bytes})))
+        .collect();
+    let mut report = json!({
+        "file": args.file.display().to_string(),
+        "bytes": file.len(),
+        "version": gguf.version(),
+        "alignment": gguf.alignment(),
+        "metadata": metadata,
+        "n_tensors": gguf.tensors().len(),
+        "types": types,
+    });
+    if args.tensors {
+        let one = |t: &TensorInfo| {
+            json!({"name": t.name, "type": t.ty.name(), "dims": t.dims, "bytes": t.n_bytes, "offset": t.offset})
+        };
+        report["tensors"] = gguf.tensors().iter().map(one).collect();
+    }
+    if args.verify {
+        report["verified"] = true.into();
+    }
+    report
+}
+
+fn scalar_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::F32(x) => json!(x),
+        Value::F64(x) => json!(x),
+        Value::Bool(b) => json!(b),
+        Value::String(s) => json!(s),
+        Value::I8(n) => json!(n),
+        Value::I16(n) => json!(n),
+        Value::I32(n) => json!(n),
+        Value::I64(n) => json!(n),
+        other => json!(other.as_u64()),
+    }
+}
+
+fn array_json(array: &Array, n: usize) -> serde_json::Value {
+    match array {
+        Array::U8(v) => json!(&v[..n.min(v.len())]),
+        Array::I8(v) => json!(&v[..n.min(v.len())]),
+        Array::U16(v) => json!(&v[..n.min(v.len())]),
+        Array::I16(v) => json!(&v[..n.min(v.len())]),
+        Array::U32(v) => json!(&v[..n.min(v.len())]),
+        Array::I32(v) => json!(&v[..n.min(v.len())]),
+        Array::F32(v) => json!(&v[..n.min(v.len())]),
+        Array::Bool(v) => json!(&v[..n.min(v.len())]),
+        Array::String(v) => json!(&v[..n.min(v.len())]),
+        Array::U64(v) => json!(&v[..n.min(v.len())]),
+        Array::I64(v) => json!(&v[..n.min(v.len())]),
+        Array::F64(v) => json!(&v[..n.min(v.len())]),
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line: parse, run, exit code. The only prints of the runtime; a file each subcommand.
+
+mod args;
+mod ask;
+mod doctor;
+mod inspect;
+mod manual;
+mod pipeline;
+mod tokenize;
+mod trace;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::error::ErrorKind as ClapKind;
+use clap::{CommandFactory, FromArgMatches};
+use qvl::error::{Error, ErrorKind, Result};
+use qvl::llama::{LogLevel, set_log};
+
+use args::{Cli, Command};
+
+/// Set by the first Ctrl-C; computations end early then and keep what came.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let parsed = Cli::command().try_get_matches_from(args::with_long_flags(std::env::args_os()));
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return report_usage(&error),
+    };
+    let verbose = cli.verbose;
+    set_log(move |level, text| {
+        if verbose || level == LogLevel::Error && std::env::var_os("QVL_DEBUG").is_some() {
+            eprint!("{text}");
+        }
+    });
+    let handler = || {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(ErrorKind::Interrupted.exit_code()));
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        return report(&Error::other("cannot handle Ctrl-C").because(error));
+    }
+    let result = match cli.command {
+        Command::Ask(args) => ask::run(&args, cli.quiet),
+        Command::Trace(args) => trace::run(&args, cli.quiet),
+        Command::Tokenize(args) => tokenize::run_file(&args.model),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => manual::completions(args.shell),
+        Command::Man(args) => manual::man(&args.dir),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+/// Prints what clap says, shortened to one line when it is an error.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) {
+        // A closed pipe is no reason to complain about help.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ClapKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(ErrorKind::Usage.exit_code());
+    }
+    let text = error.to_string();
+    let message = text.split("\n\nUsage").next().unwrap_or_default();
+    let message = message.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    report(&Error::usage(format!("{message} (see --help)")))
+}
+
+fn report(error: &Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(error.kind().exit_code())
+}
+
+/// Writes to stdout at once. A closed pipe ends the process quietly, as other tools do.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Error::other("cannot write to stdout").because(error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Prints one JSON value on one line.
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    print(&format!("{value}\n"))
+}

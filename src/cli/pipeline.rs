@@ -1,0 +1,253 @@
+//! The way that `ask` and `trace` share: files → prompt → embeddings → session.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use qvl::error::{Error, Result};
+use qvl::ggml::Backend;
+use qvl::gguf::Gguf;
+use qvl::image::{self, Orientation, Picture};
+use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
+use qvl::memory::{available_bytes, human_bytes};
+use qvl::mmap::MappedFile;
+use qvl::names::general;
+use qvl::session::{SessionSettings, TextFile};
+use qvl::text::TextHparams;
+use qvl::vision::{Attention, ImageEmbedding, Taps, VisionModel};
+
+use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, kv_type};
+use super::{STOP, doctor};
+
+/// Opens the text file, and warns if this build is slower than the machine.
+pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
+    if !quiet && let Some(warning) = doctor::simd_warning() {
+        eprintln!("warning: {warning}");
+    }
+    TextFile::open(&args.model)
+}
+
+/// Decodes pictures, upright unless told otherwise. All are read before any weight is touched.
+pub fn load_pictures(paths: &[PathBuf], args: &ImageArgs) -> Result<Vec<Picture>> {
+    let orientation = if args.no_auto_orient { Orientation::AsStored } else { Orientation::Upright };
+    paths.iter().map(|path| image::load(path, orientation)).collect()
+}
+
+/// An mmproj that belongs to the text model, mapped.
+pub struct Mmproj {
+    file: MappedFile,
+    gguf: Gguf,
+}
+
+impl Mmproj {
+    /// The file given, or the one found beside the model. Errors (kind model): none, damaged, or of another model.
+    pub fn open(args: &ModelArgs, text: &TextFile) -> Result<Self> {
+        let path = match &args.mmproj {
+            Some(path) => path.clone(),
+            None => find_beside(&args.model, &text.hparams().vision_id)?,
+        };
+        let file = MappedFile::open(&path)?;
+        let gguf = Gguf::parse(&file).map_err(|e| e.at(&path))?;
+        let mmproj = Mmproj { file, gguf };
+        mmproj.belongs_to(text.hparams()).map_err(|e| e.at(&path))?;
+        Ok(mmproj)
+    }
+
+    fn model(&self) -> Result<VisionModel<'_>> {
+        VisionModel::new(&self.file, &self.gguf).map_err(|e| e.at(self.file.path()))
+    }
+
+    fn belongs_to(&self, text: &TextHparams) -> Result<()> {
+        let vision = self.model()?;
+        let h = vision.hparams();
+        if h.d_out != text.n_embd || h.n_queries != text.n_queries {
+            return Err(Error::model(format!(
+                "the mmproj gives {} embeddings of {} values a picture, the text model expects {} of {}: \
+                 they are of different models",
+                h.n_queries, h.d_out, text.n_queries, text.n_embd
+            )));
+        }
+        let id = self.gguf.opt_str(general::VISION_ID)?.unwrap_or_default();
+        if id != text.vision_id {
+            return Err(Error::model(format!(
+                "the mmproj is of another model than the text file ({} {id:?}, expected {:?}); \
+                 convert both from one checkpoint",
+                general::VISION_ID,
+                text.vision_id
+            )));
+        }
+        Ok(())
+    }
+
+    /// Encodes every picture, one after the other.
+    pub fn encode(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<ImageEmbedding>> {
+        let traced = self.trace(pictures, args, quiet, &mut |vision, backend, pixels, kind| {
+            Ok((vision.encode(backend, pixels, kind)?, Taps::default()))
+        })?;
+        Ok(traced.into_iter().map(|t| t.embedding).collect())
+    }
+
+    /// Encodes every picture, keeping values from inside.
+    pub fn trace_all(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<TracedImage>> {
+        self.trace(pictures, args, quiet, &mut |vision, backend, pixels, kind| vision.trace(backend, pixels, kind))
+    }
+
+    fn trace(
+        &self,
+        pictures: &[Picture],
+        args: &ContextArgs,
+        quiet: bool,
+        encode: &mut EncodeFn<'_>,
+    ) -> Result<Vec<TracedImage>> {
+        let vision = self.model()?;
+        let h = vision.hparams();
+        let backend = Backend::cpu(n_threads(args), &STOP)?;
+        self.file.will_need();
+        let kind = match args.flash_attn {
+            FlashMode::Off => Attention::Exact,
+            FlashMode::On | FlashMode::Auto => Attention::Flash,
+        };
+        let size = h.image_size as u32;
+        let one = |(k, picture): (usize, &Picture)| {
+            let _spinner = spinner(quiet, format!("looking at picture {} of {}", k + 1, pictures.len()));
+            let pixels = image::normalise(&image::resize(picture, size, size), h.mean, h.std);
+            let (embedding, taps) = encode(&vision, &backend, &pixels, kind)?;
+            Ok(TracedImage { pixels, embedding, taps })
+        };
+        pictures.iter().enumerate().map(one).collect()
+    }
+}
+
+type EncodeFn<'a> = dyn FnMut(
+        &VisionModel<'_>,
+        &Backend<'_>,
+        &image::PixelValues,
+        Attention,
+    ) -> Result<(ImageEmbedding, Taps)>
+    + 'a;
+
+/// A picture's way through the vision tower.
+pub struct TracedImage {
+    pub pixels: image::PixelValues,
+    pub embedding: ImageEmbedding,
+    pub taps: Taps,
+}
+
+/// The mmproj beside `model` that belongs to it: by its identity, then by the best type for the size.
+fn find_beside(model: &Path, vision_id: &str) -> Result<PathBuf> {
+    let dir = model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_mmproj = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        name.contains("mmproj") && name.ends_with(".gguf")
+    };
+    let mut candidates: Vec<PathBuf> = fs::read_dir(dir)
+        .map_err(|e| Error::model("cannot look for the mmproj").because(e).at(dir))?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(is_mmproj)
+        .collect();
+    if candidates.is_empty() {
+        return Err(Error::model(format!(
+            "no mmproj-*.gguf beside {}; without it no picture can be seen: name it with --mmproj",
+            model.display()
+        )));
+    }
+    const PREFERRED: [&str; 6] = ["q8_0", "bf16", "f16", "f32", "q6_k", "q5"];
+    let rank = |path: &PathBuf| {
+        let name = path.to_string_lossy().to_lowercase();
+        PREFERRED.iter().position(|ty| name.contains(ty)).unwrap_or(PREFERRED.len())
+    };
+    candidates.sort_by_key(|path| (rank(path), path.clone()));
+    let id_of = |path: &PathBuf| -> Option<String> {
+        let file = MappedFile::open(path).ok()?;
+        Gguf::parse(&file).ok()?.opt_str(general::VISION_ID).ok()?.map(str::to_owned)
+    };
+    match candidates.iter().find(|path| id_of(path).is_some_and(|id| id == vision_id)) {
+        Some(path) => Ok(path.clone()),
+        // None belongs to the model: opening the first says why.
+        None => Ok(candidates.swap_remove(0)),
+    }
+}
+
+/// Loads the text weights.
+pub fn load_model(text: &TextFile, args: &ContextArgs, quiet: bool) -> Result<Model> {
+    let _spinner = spinner(quiet, "loading the model".to_owned());
+    if args.device != "cpu" {
+        return Err(Error::usage(format!("device {:?} is not in this build (it has: cpu)", args.device)));
+    }
+    let load = match (args.no_mmap, args.mlock) {
+        (true, _) => LoadMode::Read,
+        (false, true) => LoadMode::MapAndLock,
+        (false, false) => LoadMode::Map,
+    };
+    let n_gpu_layers = match args.gpu_layers {
+        GpuLayers::Auto | GpuLayers::Exactly(0) => 0,
+        GpuLayers::All => -1,
+        GpuLayers::Exactly(n) => i32::from(n),
+    };
+    text.load(ModelParams { load, n_gpu_layers, repack: false })
+}
+
+/// Settings of a session for a prompt of `n_prompt` positions and `n_predict` more, after a look at the memory that
+/// the KV cache needs (kind memory when there is not enough).
+pub fn session_settings(
+    h: &TextHparams,
+    args: &ContextArgs,
+    n_prompt: usize,
+    n_predict: usize,
+) -> Result<SessionSettings> {
+    let (type_k, type_v) = (kv_type(&args.cache_type_k), kv_type(&args.cache_type_v));
+    let flash = match args.flash_attn {
+        FlashMode::Off => FlashAttention::Off,
+        FlashMode::On | FlashMode::Auto => FlashAttention::On,
+    };
+    if type_v.is_quantised() && flash == FlashAttention::Off {
+        return Err(Error::usage("a quantised -ctv needs flash attention; use -fa on"));
+    }
+    for (flag, ty) in [("-ctk", type_k), ("-ctv", type_v)] {
+        if !ty.holds_rows_of(h.d_head() as u64) {
+            return Err(Error::usage(format!("{flag} {ty}: heads of {} values do not fit its blocks", h.d_head())));
+        }
+    }
+    let n_ctx = match args.ctx_size {
+        Some(n) => n as usize,
+        None => h.context_length.min(n_prompt.saturating_add(n_predict)).max(1),
+    };
+    let row_bytes = |ty: qvl::quant::GgmlType| ty.row_bytes(h.n_embd as u64).unwrap_or(0);
+    let kv_bytes = (n_ctx * h.n_layer) as u64 * (row_bytes(type_k) + row_bytes(type_v));
+    if let Some(available) = available_bytes().filter(|available| kv_bytes > *available) {
+        return Err(Error::memory(format!(
+            "the KV cache of {n_ctx} tokens needs {}, {} are available; use a smaller -c, or -ctk q8_0 -ctv q8_0",
+            human_bytes(kv_bytes),
+            human_bytes(available)
+        )));
+    }
+    Ok(SessionSettings { n_ctx, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 })
+}
+
+/// Threads to compute with: as told, else the physical cores that this process may use.
+pub fn n_threads(args: &ContextArgs) -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or_else(|| num_cpus::get_physical().clamp(1, allowed), usize::from)
+}
+
+/// A line that shows on a terminal that something is going on; gone when dropped.
+pub struct Spinner(ProgressBar);
+
+/// Starts one.
+pub fn spinner(quiet: bool, message: String) -> Spinner {
+    // indicatif draws on stderr, and nothing when that is no terminal.
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_message(message);
+    bar.enable_steady_tick(Duration::from_millis(120));
+    Spinner(bar)
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

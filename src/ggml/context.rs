@@ -1,0 +1,253 @@
+//! Tensors and operations: the description of a computation, before anything is allocated or run.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+
+use llama_cpp_sys_2 as sys;
+
+use super::c_type;
+use crate::error::{Error, Result};
+use crate::gguf::TensorInfo;
+use crate::quant::GgmlType;
+
+/// Where tensors and a graph of them are described. `'d` is the data that bound tensors point to.
+///
+/// Cost: some 400 bytes a tensor; tensor data is not allocated here.
+pub struct Context<'d> {
+    ptr: NonNull<sys::ggml_context>,
+    n_nodes: usize,
+    buffers: RefCell<Vec<sys::ggml_backend_buffer_t>>,
+    data: PhantomData<&'d [u8]>,
+}
+
+/// A tensor of a [`Context`], a handle that is cheap to copy.
+#[derive(Clone, Copy)]
+pub struct Tensor<'c> {
+    pub(super) ptr: NonNull<sys::ggml_tensor>,
+    context: PhantomData<&'c ()>,
+}
+
+/// The operations that some outputs need, in the order in which they will run.
+pub struct Graph<'c> {
+    pub(super) ptr: NonNull<sys::ggml_cgraph>,
+    context: PhantomData<&'c ()>,
+}
+
+impl<'d> Context<'d> {
+    /// A context with room for `n_tensors` tensors, bound ones and results of operations together.
+    pub fn new(n_tensors: usize) -> Result<Self> {
+        let params = sys::ggml_init_params {
+            // SAFETY: both only compute sizes.
+            mem_size: unsafe {
+                n_tensors * sys::ggml_tensor_overhead() + sys::ggml_graph_overhead_custom(n_tensors, false)
+            },
+            mem_buffer: ptr::null_mut(),
+            no_alloc: true,
+        };
+        // SAFETY: parameters are valid; a null result is handled.
+        let ptr = NonNull::new(unsafe { sys::ggml_init(params) });
+        let ptr = ptr.ok_or_else(|| Error::memory("cannot allocate the description of a ggml graph"))?;
+        Ok(Context { ptr, n_nodes: n_tensors, buffers: RefCell::default(), data: PhantomData })
+    }
+
+    fn c(&self) -> *mut sys::ggml_context {
+        self.ptr.as_ptr()
+    }
+
+    fn tensor<'c>(&'c self, ptr: *mut sys::ggml_tensor) -> Tensor<'c> {
+        // ggml aborts rather than returning null when a context is full, so null cannot be seen here.
+        Tensor { ptr: NonNull::new(ptr).expect("ggml returns tensors, never null"), context: PhantomData }
+    }
+
+    /// An input that is filled before computing: f32 of these extents.
+    pub fn input(&self, dims: &[usize]) -> Tensor<'_> {
+        let ne: Vec<i64> = dims.iter().map(|d| *d as i64).collect();
+        // SAFETY: 1 to 4 extents (GGML_MAX_DIMS), read during the call only.
+        let ptr = unsafe {
+            assert!((1..=4).contains(&ne.len()), "1 to 4 extents");
+            let t = sys::ggml_new_tensor(self.c(), c_type(GgmlType::F32), ne.len() as i32, ne.as_ptr());
+            sys::ggml_set_input(t);
+            t
+        };
+        self.tensor(ptr)
+    }
+
+    /// Tensors over `file`, the mapped bytes of a GGUF file, without copying. Call once a file.
+    ///
+    /// Errors (kind model): the data is not aligned as ggml's CPU kernels need it.
+    pub fn bind_file(&self, file: &'d [u8]) -> Result<FileBuffer<'_, 'd>> {
+        const CPU_ALIGNMENT: usize = 32;
+        if !file.as_ptr().addr().is_multiple_of(CPU_ALIGNMENT) {
+            return Err(Error::other("the mapped file is not aligned to 32 bytes"));
+        }
+        // SAFETY: `file` outlives `self` ('d). The buffer is only ever read through weight tensors: no operation of
+        // this module writes to a bound tensor, so casting constness away is sound.
+        let buffer =
+            unsafe { sys::ggml_backend_cpu_buffer_from_ptr(file.as_ptr().cast_mut().cast(), file.len()) };
+        if buffer.is_null() {
+            return Err(Error::memory("cannot make a ggml buffer over the mapped file"));
+        }
+        self.buffers.borrow_mut().push(buffer);
+        Ok(FileBuffer { context: self, buffer, file })
+    }
+
+    /// The graph that computes `outputs`, whose data stay readable after it ran.
+    pub fn graph<'c>(&'c self, outputs: &[Tensor<'c>]) -> Graph<'c> {
+        // SAFETY: the context has room for a graph of n_nodes (see new); outputs belong to it.
+        let ptr = unsafe {
+            let graph = sys::ggml_new_graph_custom(self.c(), self.n_nodes, false);
+            for output in outputs {
+                sys::ggml_set_output(output.ptr.as_ptr());
+                sys::ggml_build_forward_expand(graph, output.ptr.as_ptr());
+            }
+            graph
+        };
+        Graph { ptr: NonNull::new(ptr).expect("ggml returns graphs, never null"), context: PhantomData }
+    }
+
+    /// Matrix product: `a` `[k, m, ..]` and `b` `[k, n, ..]` give `[m, n, ..]`, f32.
+    pub fn mul_mat<'c>(&'c self, a: Tensor<'c>, b: Tensor<'c>) -> Tensor<'c> {
+        let (x, y) = (a.dims(), b.dims());
+        assert!(x[0] == y[0] && y[2] % x[2] == 0 && y[3] % x[3] == 0, "mul_mat of {x:?} and {y:?}");
+        // SAFETY: operands belong to this context and fit together (asserted).
+        self.tensor(unsafe { sys::ggml_mul_mat(self.c(), a.ptr.as_ptr(), b.ptr.as_ptr()) })
+    }
+
+    /// `a + b`, `b` repeated over `a` where it is smaller.
+    pub fn add<'c>(&'c self, a: Tensor<'c>, b: Tensor<'c>) -> Tensor<'c> {
+        assert!(b.repeats_into(a), "add of {:?} and {:?}", a.dims(), b.dims());
+        // SAFETY: operands belong to this context and fit together (asserted).
+        self.tensor(unsafe { sys::ggml_add(self.c(), a.ptr.as_ptr(), b.ptr.as_ptr()) })
+    }
+
+    /// `a · b` element by element, `b` repeated over `a` where it is smaller.
+    pub fn mul<'c>(&'c self, a: Tensor<'c>, b: Tensor<'c>) -> Tensor<'c> {
+        assert!(b.repeats_into(a), "mul of {:?} and {:?}", a.dims(), b.dims());
+        // SAFETY: operands belong to this context and fit together (asserted).
+        self.tensor(unsafe { sys::ggml_mul(self.c(), a.ptr.as_ptr(), b.ptr.as_ptr()) })
+    }
+
+    /// (a − mean) / sqrt(biased variance + eps) along ne0.
+    pub fn norm<'c>(&'c self, a: Tensor<'c>, eps: f32) -> Tensor<'c> {
+        // SAFETY: the operand belongs to this context.
+        self.tensor(unsafe { sys::ggml_norm(self.c(), a.ptr.as_ptr(), eps) })
+    }
+
+    /// GELU in its exact form, x·Φ(x) by erf.
+    pub fn gelu_erf<'c>(&'c self, a: Tensor<'c>) -> Tensor<'c> {
+        // SAFETY: the operand belongs to this context.
+        self.tensor(unsafe { sys::ggml_gelu_erf(self.c(), a.ptr.as_ptr()) })
+    }
+
+    /// softmax(a·scale) along ne0, without mask.
+    pub fn soft_max<'c>(&'c self, a: Tensor<'c>, scale: f32) -> Tensor<'c> {
+        assert!(a.is_contiguous(), "soft_max of a view");
+        // SAFETY: the operand belongs to this context; no mask, no ALiBi.
+        self.tensor(unsafe { sys::ggml_soft_max_ext(self.c(), a.ptr.as_ptr(), ptr::null_mut(), scale, 0.0) })
+    }
+
+    /// Fused attention without mask: `q` `[d, n_q, heads]`, `k` and `v` `[d, n_kv, heads]` give `[d, heads, n_q]`.
+    pub fn flash_attn<'c>(&'c self, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>, scale: f32) -> Tensor<'c> {
+        let (x, y, z) = (q.dims(), k.dims(), v.dims());
+        assert!(x[0] == y[0] && y == z && x[2] == y[2], "flash_attn of {x:?}, {y:?}, {z:?}");
+        // SAFETY: operands belong to this context and fit together (asserted); no mask.
+        self.tensor(unsafe {
+            let (q, k, v) = (q.ptr.as_ptr(), k.ptr.as_ptr(), v.ptr.as_ptr());
+            sys::ggml_flash_attn_ext(self.c(), q, k, v, ptr::null_mut(), scale, 0.0, 0.0)
+        })
+    }
+
+    /// Converts to another type, contiguous.
+    pub fn cast<'c>(&'c self, a: Tensor<'c>, ty: GgmlType) -> Tensor<'c> {
+        // SAFETY: the operand belongs to this context.
+        self.tensor(unsafe { sys::ggml_cast(self.c(), a.ptr.as_ptr(), c_type(ty)) })
+    }
+
+    /// Axis `i` of `a` becomes axis `axes[i]` of the result; a view.
+    pub fn permute<'c>(&'c self, a: Tensor<'c>, axes: [i32; 4]) -> Tensor<'c> {
+        let mut seen = axes;
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3], "a permutation");
+        // SAFETY: the operand belongs to this context; axes are a permutation (asserted).
+        self.tensor(unsafe { sys::ggml_permute(self.c(), a.ptr.as_ptr(), axes[0], axes[1], axes[2], axes[3]) })
+    }
+
+    /// A contiguous copy.
+    pub fn cont<'c>(&'c self, a: Tensor<'c>) -> Tensor<'c> {
+        // SAFETY: the operand belongs to this context.
+        self.tensor(unsafe { sys::ggml_cont(self.c(), a.ptr.as_ptr()) })
+    }
+
+    /// The same contiguous values with other extents.
+    pub fn reshape_2d<'c>(&'c self, a: Tensor<'c>, ne0: usize, ne1: usize) -> Tensor<'c> {
+        assert!(a.is_contiguous() && a.dims().iter().product::<usize>() == ne0 * ne1, "reshape of {:?}", a.dims());
+        // SAFETY: the operand belongs to this context, is contiguous and has as many values (asserted).
+        self.tensor(unsafe { sys::ggml_reshape_2d(self.c(), a.ptr.as_ptr(), ne0 as i64, ne1 as i64) })
+    }
+
+    /// Splits ne0 of `a` `[.., n]` into heads: values `first ..` of each row, seen as `[d, n_head, n]`; a view.
+    pub fn view_heads<'c>(&'c self, a: Tensor<'c>, first: usize, d: usize, n_head: usize) -> Tensor<'c> {
+        let [ne0, n, ..] = a.dims();
+        assert!(first + d * n_head <= ne0 && a.is_contiguous(), "view of {:?}", a.dims());
+        let f32_bytes = size_of::<f32>();
+        // SAFETY: the operand belongs to this context, is f32 and contiguous, and the view lies inside it (asserted).
+        self.tensor(unsafe {
+            let nb1 = (*a.ptr.as_ptr()).nb[1];
+            let (a, d_bytes, first_bytes) = (a.ptr.as_ptr(), d * f32_bytes, first * f32_bytes);
+            sys::ggml_view_3d(self.c(), a, d as i64, n_head as i64, n as i64, d_bytes, nb1, first_bytes)
+        })
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        // SAFETY: both were made by this context; tensors that pointed to them cannot outlive it ('c).
+        unsafe {
+            self.buffers.get_mut().iter().for_each(|b| sys::ggml_backend_buffer_free(*b));
+            sys::ggml_free(self.ptr.as_ptr());
+        }
+    }
+}
+
+/// A mapped file seen as a ggml buffer.
+pub struct FileBuffer<'c, 'd> {
+    context: &'c Context<'d>,
+    buffer: sys::ggml_backend_buffer_t,
+    file: &'d [u8],
+}
+
+impl<'c> FileBuffer<'c, '_> {
+    /// The tensor that `info`, from this file's own header, describes. Cost: none, it points into the mapped file.
+    pub fn tensor(&self, info: &TensorInfo) -> Tensor<'c> {
+        let ne: Vec<i64> = info.dims.iter().map(|d| *d as i64).collect();
+        let bytes = info.bytes(self.file);
+        assert!(bytes.as_ptr().addr().is_multiple_of(32), "tensor data aligned to 32 bytes");
+        // SAFETY: 1 to 4 extents and a row of whole blocks (a TensorInfo proves both); the data lie inside the
+        // buffer, sized as ggml computes it (the sizes of `quant` are ggml's; a test says so).
+        let ptr = unsafe {
+            let t = sys::ggml_new_tensor(self.context.c(), c_type(info.ty), ne.len() as i32, ne.as_ptr());
+            assert_eq!(sys::ggml_nbytes(t), bytes.len(), "ggml's tensor size");
+            sys::ggml_backend_tensor_alloc(self.buffer, t, bytes.as_ptr().cast_mut().cast());
+            t
+        };
+        self.context.tensor(ptr)
+    }
+}
+
+impl Tensor<'_> {
+    /// All four extents, missing ones 1.
+    pub fn dims(&self) -> [usize; 4] {
+        // SAFETY: the tensor lives as long as its context ('c).
+        unsafe { (*self.ptr.as_ptr()).ne.map(|n| n as usize) }
+    }
+
+    fn is_contiguous(&self) -> bool {
+        // SAFETY: as in dims.
+        unsafe { sys::ggml_is_contiguous(self.ptr.as_ptr()) }
+    }
+
+    fn repeats_into(&self, other: Tensor<'_>) -> bool {
+        self.dims().iter().zip(other.dims()).all(|(small, large)| large % small == 0)
+    }
+}

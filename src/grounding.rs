@@ -1,0 +1,108 @@
+//! Regions in answers: `<ref>phrase</ref><box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners, numbers from 0 to
+//! 1000 of the picture's width and height. Source: spec sections 7 and 9.
+
+use serde::Serialize;
+
+/// A region that an answer named.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Region {
+    /// The phrase in front of it; a second box after one phrase has the same.
+    pub label: Option<String>,
+    /// Corners (x, y) in thousandths, as the model wrote them: two of a box, four of a quad.
+    pub corners_1000: Vec<[i64; 2]>,
+}
+
+impl Region {
+    /// Smallest box around the corners in thousandths: x1, y1, x2, y2.
+    pub fn box_1000(&self) -> [i64; 4] {
+        let axis = |i: usize| self.corners_1000.iter().map(move |c| c[i]);
+        let (low, high) = (|i| axis(i).min().unwrap_or(0), |i| axis(i).max().unwrap_or(0));
+        [low(0), low(1), high(0), high(1)]
+    }
+
+    /// The same box in pixels of a picture of `width` × `height`, truncated as the reference draws it and kept inside.
+    pub fn box_pixels(&self, width: u32, height: u32) -> [i64; 4] {
+        let [x1, y1, x2, y2] = self.box_1000();
+        let scale = |v: i64, extent: u32| (v.clamp(0, 1000) as f64 / 1000.0 * f64::from(extent)) as i64;
+        [scale(x1, width), scale(y1, height), scale(x2, width), scale(y2, height)]
+    }
+}
+
+/// All well-formed regions of `text` in order, and how many malformed ones were passed over.
+///
+/// A phrase belongs to the regions that follow it directly. Cost: one pass.
+pub fn regions(text: &str) -> (Vec<Region>, usize) {
+    let (mut found, mut n_malformed) = (Vec::new(), 0);
+    let mut label: Option<String> = None;
+    let mut rest = text;
+    while let Some(at) = rest.find('<') {
+        if !rest[..at].trim().is_empty() {
+            label = None;
+        }
+        rest = &rest[at..];
+        if let Some((inner, after)) = tagged(rest, "<ref>", "</ref>") {
+            label = Some(inner.trim().to_owned());
+            rest = after;
+        } else if let Some((inner, after)) = tagged(rest, "<box>", "</box>").or(tagged(rest, "<quad>", "</quad>")) {
+            let n_corners = if rest.starts_with("<box>") { 2 } else { 4 };
+            match corners(inner).filter(|c| c.len() == n_corners) {
+                Some(corners_1000) => found.push(Region { label: label.clone(), corners_1000 }),
+                None => n_malformed += 1,
+            }
+            rest = after;
+        } else {
+            n_malformed += usize::from(rest.starts_with("<box>") || rest.starts_with("<quad>"));
+            label = None;
+            rest = &rest[1..];
+        }
+    }
+    (found, n_malformed)
+}
+
+fn tagged<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
+    text.strip_prefix(open)?.split_once(close)
+}
+
+/// `(1,2),(3,4)` to pairs.
+fn corners(text: &str) -> Option<Vec<[i64; 2]>> {
+    let text = text.trim().strip_prefix('(')?.strip_suffix(')')?;
+    let pair = |part: &str| {
+        let (x, y) = part.split_once(',')?;
+        let number = |s: &str| s.trim().parse::<i64>().ok().filter(|n| n.abs() <= 1_000_000);
+        Some([number(x)?, number(y)?])
+    };
+    text.split("),(").map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expect: &[(Option<&str>, [i64; 4])], malformed: usize) {
+        let (found, n_malformed) = regions(text);
+        let found: Vec<_> = found.iter().map(|r| (r.label.as_deref(), r.box_1000())).collect();
+        assert_eq!((found, n_malformed), (expect.to_vec(), malformed), "{text}");
+    }
+
+    #[test]
+    fn reads_boxes_and_quads() {
+        check("", &[], 0);
+        check("<ref>击掌</ref><box>(536,509),(588,602)</box>", &[(Some("击掌"), [536, 509, 588, 602])], 0);
+        check(
+            "<ref> Two</ref><box>(1,2),(3,4)</box><box>(5,6),(7,8)</box> and <box>(9,9),(10,10)</box>",
+            &[(Some("Two"), [1, 2, 3, 4]), (Some("Two"), [5, 6, 7, 8]), (None, [9, 9, 10, 10])],
+            0,
+        );
+        check("<quad>(1,2),(9,3),(8,7),(2,6)</quad>", &[(None, [1, 2, 9, 7])], 0);
+        check("<box>(1,2)</box><box>(a,b),(c,d)</box><box>(1,2),(3", &[], 3);
+        check("1 < 2 <br> <ref>x</ref> y <box>( 1 , 2 ),(3,4)</box>", &[(None, [1, 2, 3, 4])], 0);
+    }
+
+    #[test]
+    fn pixels_are_truncated_and_kept_inside() {
+        let region = Region { label: None, corners_1000: vec![[536, 509], [588, 602]] };
+        assert_eq!(region.box_pixels(640, 480), [343, 244, 376, 288]);
+        let outside = Region { label: None, corners_1000: vec![[-5, 0], [2000, 999]] };
+        assert_eq!(outside.box_pixels(100, 100), [0, 0, 100, 99]);
+    }
+}

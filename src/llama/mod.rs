@@ -1,0 +1,24 @@
+//! Door 3: safe llama.cpp for what is used: a model, a context, a batch that mixes tokens and embeddings, samplers.
+//! Knows no model; what it is given has been proven by whoever calls (llama.cpp answers bad numbers with abort).
+#![allow(unsafe_code)]
+
+mod context;
+mod log;
+mod model;
+mod sampler;
+
+pub use context::{Context, ContextParams, FlashAttention, Input, Outputs, Rotated, RotatedRows};
+pub use log::{LogLevel, set_log};
+pub use model::{LoadMode, Model, ModelParams};
+pub use sampler::{Sampler, SamplerSettings};
+
+use std::sync::OnceLock;
+
+/// Starts llama.cpp's backends once a process; its log goes to [`set_log`]'s closure from then on.
+fn start() {
+    static BACKEND: OnceLock<Option<llama_cpp_2::llama_backend::LlamaBackend>> = OnceLock::new();
+    BACKEND.get_or_init(|| {
+        log::install();
+        llama_cpp_2::llama_backend::LlamaBackend::init().ok()
+    });
+}

@@ -1,0 +1,74 @@
+//! A text model's weights.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::{log, start};
+use crate::error::{Error, Result};
+
+/// How weights come into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadMode {
+    /// Mapped: pages are shared with the page cache and read when touched.
+    Map,
+    /// Mapped and locked into memory.
+    MapAndLock,
+    /// Read into memory of our own.
+    Read,
+}
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelParams {
+    /// How weights come into memory.
+    pub load: LoadMode,
+    /// Layers on the GPU; negative means all.
+    pub n_gpu_layers: i32,
+    /// Whether ggml may copy weights into layouts that its CPU kernels prefer.
+    pub repack: bool,
+}
+
+/// A loaded model. Freed when dropped.
+pub struct Model {
+    pub(super) ptr: NonNull<sys::llama_model>,
+}
+
+// SAFETY: a llama_model is immutable after loading; llama.cpp lets several contexts on several threads share one.
+unsafe impl Send for Model {}
+// SAFETY: as above.
+unsafe impl Sync for Model {}
+
+impl Model {
+    /// Loads `path`, whose header the caller has proven. Errors (kind model) carry llama.cpp's reason.
+    pub fn load(path: &Path, params: ModelParams) -> Result<Self> {
+        start();
+        let c_path = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|e| Error::model("the path contains a zero byte").because(e).at(path))?;
+        // SAFETY: no arguments.
+        let mut c = unsafe { sys::llama_model_default_params() };
+        c.n_gpu_layers = params.n_gpu_layers;
+        c.use_extra_bufts = params.repack;
+        c.load_mode = match params.load {
+            LoadMode::Map => sys::LLAMA_LOAD_MODE_MMAP,
+            LoadMode::MapAndLock => sys::LLAMA_LOAD_MODE_MMAP_MLOCK,
+            LoadMode::Read => sys::LLAMA_LOAD_MODE_NONE,
+        };
+        log::take_last_error();
+        // SAFETY: the path is a terminated string that lives during the call, the parameters come from llama.cpp.
+        let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), c) };
+        let ptr = NonNull::new(ptr).ok_or_else(|| {
+            Error::model(format!("llama.cpp cannot load the model: {}", log::take_last_error())).at(path)
+        })?;
+        Ok(Model { ptr })
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: made by us, not used again; contexts borrow the model, so none is left.
+        unsafe { sys::llama_model_free(self.ptr.as_ptr()) }
+    }
+}

@@ -1,0 +1,134 @@
+//! Proves a text GGUF before llama.cpp sees it, since llama.cpp answers some bad numbers with abort().
+
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, TensorInfo, Value};
+use crate::names::{text as key, text_tensor as name, vocab};
+use crate::quant::GgmlType;
+
+use super::TextHparams;
+
+/// Keys of the groups `qwen.*` and `tokenizer.*` that may be there. llama.cpp reads many more that change its graph or
+/// reach its assertions (experts, scaling, sliding windows, ..); none belongs to Qwen-VL, so any other is refused.
+const KNOWN_KEYS: [&str; 18] = [
+    key::CONTEXT_LENGTH,
+    key::EMBEDDING_LENGTH,
+    key::BLOCK_COUNT,
+    key::FEED_FORWARD_LENGTH,
+    key::HEAD_COUNT,
+    key::RMS_EPS,
+    key::ROPE_FREQ_BASE,
+    key::ROPE_DIMENSION_COUNT,
+    vocab::MODEL,
+    vocab::PRE,
+    vocab::TOKENS,
+    vocab::TOKEN_TYPE,
+    vocab::MERGES,
+    vocab::EOS,
+    vocab::EOT,
+    vocab::PADDING,
+    vocab::ADD_BOS,
+    vocab::CHAT_TEMPLATE,
+];
+
+/// Keys of the group `general.*` and others that llama.cpp would act on in ways that this runtime does not want.
+const REFUSED_PREFIXES: [&str; 4] = ["split.", "adapter.", "training.", "quantize."];
+
+/// Proves metadata and tensors of a text file. Errors (kind model) name the key or tensor.
+pub fn check(gguf: &Gguf, h: &TextHparams) -> Result<()> {
+    for (key, _) in gguf.metadata() {
+        let group = key.starts_with("qwen.") || key.starts_with("tokenizer.");
+        let refused = REFUSED_PREFIXES.iter().any(|p| key.starts_with(p));
+        if refused || (group && !KNOWN_KEYS.contains(&key.as_str())) {
+            return Err(Error::model(format!("metadata key {key} is not part of a Qwen-VL text model")));
+        }
+    }
+    check_types(gguf)?;
+    check_vocab(gguf, h)?;
+    check_tensors(gguf, h)
+}
+
+/// llama.cpp insists on exact value types, and on sizes that fit 32 bits.
+fn check_types(gguf: &Gguf) -> Result<()> {
+    let integers = [
+        key::CONTEXT_LENGTH,
+        key::EMBEDDING_LENGTH,
+        key::BLOCK_COUNT,
+        key::FEED_FORWARD_LENGTH,
+        key::HEAD_COUNT,
+        key::ROPE_DIMENSION_COUNT,
+        vocab::EOS,
+        vocab::EOT,
+        vocab::PADDING,
+    ];
+    for key in integers {
+        match gguf.get(key) {
+            None | Some(Value::U32(_)) => {}
+            Some(other) => {
+                return Err(Error::model(format!("metadata key {key} is a {:?} (expected U32)", other.value_type())));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
+    for (key, expected) in [(vocab::MODEL, "gpt2"), (vocab::PRE, "qwen2")] {
+        let found = gguf.str(key)?;
+        if found != expected {
+            return Err(Error::model(format!("metadata key {key} is {found:?} (expected {expected:?})")));
+        }
+    }
+    let n_types = gguf.i32s(vocab::TOKEN_TYPE)?.len();
+    if n_types != h.n_vocab {
+        return Err(Error::model(format!("{n_types} token types for {} tokens", h.n_vocab)));
+    }
+    if let Some(merge) = gguf.strings(vocab::MERGES)?.iter().find(|m| m.split(' ').filter(|p| !p.is_empty()).count() != 2)
+    {
+        return Err(Error::model(format!("{} holds {merge:?} (expected two tokens)", vocab::MERGES)));
+    }
+    for key in [vocab::EOS, vocab::EOT, vocab::PADDING] {
+        if gguf.opt_u64(key)?.is_some_and(|id| id >= h.n_vocab as u64) {
+            return Err(Error::model(format!("metadata key {key} is beyond the vocabulary of {} tokens", h.n_vocab)));
+        }
+    }
+    
+    Ok(())
+}
+
+fn check_tensors(gguf: &Gguf, h: &TextHparams) -> Result<()> {
+    let (d, v, f) = (h.n_embd as u64, h.n_vocab as u64, h.n_ff as u64);
+    let mut n_found = 0;
+    let mut find = |name: &str, dims: &[u64]| -> Result<()> {
+        n_found += 1;
+        let info = gguf.tensor(name).ok_or_else(|| Error::model(format!("tensor {name:?} is missing")))?;
+        check_tensor(info, dims)
+    };
+    find(name::TOKEN_EMBD, &[d, v])?;
+    find(name::OUTPUT_NORM, &[d])?;
+    find(name::OUTPUT, &[d, v])?;
+    for il in 0..h.n_layer {
+        let shapes: [&[u64]; 8] = [&[d], &[d, 3 * d], &[3 * d], &[d, d], &[d], &[d, f], &[d, f], &[f, d]];
+        for (part, dims) in name::PARTS.iter().zip(shapes) {
+            find(&name::blk(il, part), dims)?;
+        }
+    }
+    let n_more = gguf.tensors().len() - n_found;
+    if n_more > 0 {
+        return Err(Error::model(format!("{n_more} tensors are not part of a Qwen-VL text model")));
+    }
+    Ok(())
+}
+
+fn check_tensor(info: &TensorInfo, dims: &[u64]) -> Result<()> {
+    use GgmlType::*;
+    let TensorInfo { name, ty, .. } = info;
+    if info.dims != dims {
+        return Err(Error::model(format!("tensor {name:?} has extents {:?} (expected {dims:?})", info.dims)));
+    }
+    match (dims.len(), ty) {
+        (1, F32) => Ok(()),
+        (1, _) => Err(Error::model(format!("tensor {name:?} has type {ty} (expected f32)"))),
+        (_, I8 | I16 | I32 | I64 | F64) => Err(Error::model(format!("tensor {name:?} has type {ty}"))),
+        _ => Ok(()),
+    }
+}

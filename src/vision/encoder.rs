@@ -1,0 +1,128 @@
+//! One picture through the whole tower.
+
+use crate::error::{Error, Result};
+use crate::ggml::{Backend, Context, Tensor};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::image::PixelValues;
+
+use super::weights::Weights;
+use super::{VisionHparams, resampler, vit};
+
+/// How attention is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// Matrix products and softmax in f32. Needs n_head · n_patches² · 4 bytes.
+    Exact,
+    /// ggml's fused kernel, keys and values rounded to f16.
+    Flash,
+}
+
+/// A picture as the language model sees it: `n_queries` rows of `d_out` values, f32, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageEmbedding {
+    /// Rows, one a slot of the prompt.
+    pub n_queries: usize,
+    /// Values a row.
+    pub d_out: usize,
+    /// `n_queries × d_out` values.
+    pub data: Vec<f32>,
+}
+
+/// Values from inside the tower, for `trace`; each row-major in the reference's token order.
+#[derive(Clone, Debug, Default)]
+pub struct Taps {
+    /// (name, rows, columns, values): `ln_pre`, `block.0`, the last block, `resampler`.
+    pub tensors: Vec<(String, usize, usize, Vec<f32>)>,
+}
+
+/// A vision tower over a mapped mmproj: proven header entries, no weight copied.
+pub struct VisionModel<'d> {
+    file: &'d [u8],
+    hparams: VisionHparams,
+    weights: Weights<TensorInfo>,
+}
+
+impl<'d> VisionModel<'d> {
+    /// Proves the header `gguf` of the mapped `file`. Errors (kind model) name the key or tensor. Touches no weight.
+    pub fn new(file: &'d [u8], gguf: &Gguf) -> Result<Self> {
+        let hparams = VisionHparams::read(gguf)?;
+        let weights = Weights::find(gguf, &hparams)?;
+        if !gguf.alignment().is_multiple_of(32) {
+            return Err(Error::model(format!(
+                "tensor data is aligned to {} bytes (expected a multiple of 32); convert the mmproj again",
+                gguf.alignment()
+            )));
+        }
+        Ok(VisionModel { file, hparams, weights })
+    }
+
+    /// Its dimensions.
+    pub fn hparams(&self) -> &VisionHparams {
+        &self.hparams
+    }
+
+    /// Encodes one picture on `backend`. Cost: one pass over the vision weights; allocates the compute buffer anew.
+    pub fn encode(&self, backend: &Backend<'_>, pixels: &PixelValues, kind: Attention) -> Result<ImageEmbedding> {
+        self.run(backend, pixels, kind, None)
+    }
+
+    /// As [`encode`](Self::encode), keeping values from inside.
+    pub fn trace(&self, backend: &Backend<'_>, pixels: &PixelValues, kind: Attention) -> Result<(ImageEmbedding, Taps)> {
+        let mut taps = Taps::default();
+        let embedding = self.run(backend, pixels, kind, Some(&mut taps))?;
+        Ok((embedding, taps))
+    }
+
+    fn run(
+        &self,
+        backend: &Backend<'_>,
+        pixels: &PixelValues,
+        kind: Attention,
+        taps: Option<&mut Taps>,
+    ) -> Result<ImageEmbedding> {
+        let h = &self.hparams;
+        // A layer has 12 weights and takes fewer than 40 operations.
+        let c = Context::new(64 * (h.n_layer + 2))?;
+        let w = self.weights.bind(&c, self.file)?;
+        let patches = c.input(&[3 * h.patch_size * h.patch_size, h.n_patches]);
+        let mut x = vit::embed(&c, h, &w, patches);
+        let mut named: Vec<(String, Tensor<'_>)> = vec![("ln_pre".into(), x)];
+        for (il, layer) in w.layers.iter().enumerate() {
+            x = vit::layer(&c, h, layer, x, kind);
+            if il == 0 || il + 1 == h.n_layer {
+                named.push((format!("block.{il}"), x));
+            }
+        }
+        let x = resampler::cross_attention(&c, h, &w, x, kind);
+        named.push(("resampler".into(), x));
+        let output = resampler::project(&c, h, &w, x);
+
+        let mut outputs = vec![output];
+        if taps.is_some() {
+            outputs.extend(named.iter().map(|(_, t)| *t));
+        }
+        let mut graph = backend.allocate(c.graph(&outputs))?;
+        graph.set(patches, &to_patches(pixels, h.patch_size));
+        graph.compute()?;
+        if let Some(taps) = taps {
+            let values = |(name, t): (String, Tensor<'_>)| (name, t.dims()[1], t.dims()[0], graph.get(t));
+            taps.tensors = named.into_iter().map(values).collect();
+        }
+        Ok(ImageEmbedding { n_queries: h.n_queries, d_out: h.d_out, data: graph.get(output) })
+    }
+}
+
+
+/// `[3, size, size]` pixels to one row a patch, row-major over the grid; a row is (channel, y, x) as a kernel's is.
+fn to_patches(pixels: &PixelValues, patch: usize) -> Vec<f32> {
+    let size = pixels.size() as usize;
+    let grid = size / patch;
+    let mut rows = Vec::with_capacity(3 * size * size);
+    for (py, px) in (0..grid * grid).map(|i| (i / grid, i % grid)) {
+        for (channel, y) in (0..3 * patch).map(|i| (i / patch, i % patch)) {
+            let start = (channel * size + py * patch + y) * size + px * patch;
+            rows.extend_from_slice(&pixels.data()[start..start + patch]);
+        }
+    }
+    rows
+}
