@@ -13,8 +13,9 @@ const RESAMPLER_D_HEAD: u64 = 128;
 /// Rows of the stored positional embedding, fixed by `visual.py`: a 16 × 16 grid.
 const N_POSITIONS: u64 = 256;
 
-/// What the plan needs to know. Having one says: every count is positive and capped, so that no product of two extents
-/// overflows, and heads, widths and grids divide as the graph needs them to.
+/// What the plan needs to know. Having one says: every count is positive and within the caps of the runtime's readers
+/// (what is converted also loads), so that no product of two extents overflows, and heads, widths and grids divide as
+/// the graph needs them to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The language model.
@@ -106,7 +107,8 @@ fn refuse_other_models(config: &Fields) -> Result<()> {
     let architectures = config.get("architectures").map(|v| v.to_string()).unwrap_or("none".into());
     let model_type = config.opt_str("model_type")?.unwrap_or("none");
     let named = architectures.contains("\"QWenLMHeadModel\"");
-    if !named && !(config.get("architectures").is_none() && model_type == "qwen") {
+    let unnamed = config.get("architectures").is_none() && model_type == "qwen";
+    if !named && !unnamed {
         return Err(config.error(format!(
             "not a Qwen-VL (2023) checkpoint: architectures {architectures}, model_type {model_type} (expected \
              [\"QWenLMHeadModel\"], qwen)"
@@ -158,13 +160,13 @@ fn text_config(config: &Fields) -> Result<TextConfig> {
     Ok(TextConfig {
         n_embd,
         n_head,
-        n_layer: config.count("num_hidden_layers", 1..=512)?,
+        n_layer: config.count("num_hidden_layers", 1..=256)?,
         n_ff: intermediate / 2,
-        n_vocab: config.count("vocab_size", 1..=1 << 22)?,
-        rms_eps: config.number_or("layer_norm_epsilon", 1e-6, 1e-12..=1.0)? as f32,
-        rope_base: config.number_or("rotary_emb_base", 10000.0, 1.0..=1e9)? as f32,
-        seq_length: config.count_or("seq_length", 2048, 2..=1 << 24)?,
-        context_length: config.count_or("max_position_embeddings", 8192, 2..=1 << 24)?,
+        n_vocab: config.count("vocab_size", 1..=1 << 20)?,
+        rms_eps: config.number_or("layer_norm_epsilon", 1e-6, 1e-12..=0.5)? as f32,
+        rope_base: config.number_or("rotary_emb_base", 10000.0, 1.5..=1e9)? as f32,
+        seq_length: config.count_or("seq_length", 2048, 2..=1 << 20)?,
+        context_length: config.count_or("max_position_embeddings", 8192, 2..=1 << 20)?,
         use_dynamic_ntk: config.bool_or("use_dynamic_ntk", true)?,
         use_logn_attn: config.bool_or("use_logn_attn", true)?,
     })
@@ -176,14 +178,14 @@ fn vision_config(visual: &Fields, text: &TextConfig) -> Result<VisionConfig> {
     if !n_embd.is_multiple_of(n_head) {
         return Err(visual.error(format!("width {n_embd} is not a multiple of heads {n_head}")));
     }
-    let patch_size = visual.count("patch_size", 1..=1024)?;
-    let image_size = visual.count("image_size", 1..=8192)?;
+    let patch_size = visual.count("patch_size", 1..=256)?;
+    let image_size = visual.count("image_size", 1..=4096)?;
     if !image_size.is_multiple_of(patch_size) {
         return Err(visual.error(format!("image_size {image_size} is not a multiple of patch_size {patch_size}")));
     }
-    if image_size / patch_size > 256 {
+    if image_size / patch_size > 128 {
         return Err(
-            visual.error(format!("{0} × {0} patches are too many (at most 256 × 256)", image_size / patch_size))
+            visual.error(format!("{0} × {0} patches are too many (at most 128 × 128)", image_size / patch_size))
         );
     }
     let d = visual.count("output_dim", RESAMPLER_D_HEAD..=65536)?;
@@ -193,7 +195,7 @@ fn vision_config(visual: &Fields, text: &TextConfig) -> Result<VisionConfig> {
     if !d.is_multiple_of(RESAMPLER_D_HEAD) {
         return Err(visual.error(format!("output_dim is {d} (expected a multiple of {RESAMPLER_D_HEAD})")));
     }
-    let n_queries = visual.count_or("n_queries", 256, 1..=65536)?;
+    let n_queries = visual.count_or("n_queries", 256, 1..=1 << 14)?;
     if square_root(n_queries).is_none() {
         return Err(visual.error(format!("n_queries is {n_queries} (expected the square of a whole number)")));
     }
@@ -231,13 +233,7 @@ pub mod tests {
     use super::*;
 
     /// The configuration of Qwen-VL-Chat.
-    pub const QWEN_VL_CHAT: &str = r#"{"architectures": ["QWenLMHeadModel"], "model_type": "qwen", "hidden_size": 4096,
-        "num_attention_heads": 32, "kv_channels": 128, "num_hidden_layers": 32, "intermediate_size": 22016,
-        "vocab_size": 151936, "layer_norm_epsilon": 1e-06, "rotary_emb_base": 10000, "rotary_pct": 1.0, "no_bias": true,
-        "seq_length": 2048, "max_position_embeddings": 8192, "scale_attn_weights": true, "tie_word_embeddings": false,
-        "use_dynamic_ntk": true, "use_logn_attn": true, "onnx_safe": null, "visual": {"heads": 16, "image_size": 448,
-        "image_start_id": 151857, "layers": 48, "mlp_ratio": 4.9231, "output_dim": 4096, "patch_size": 14,
-        "width": 1664}}"#;
+    pub const QWEN_VL_CHAT: &str = include_str!("../models/qwen-vl-chat/config.json");
 
     fn changed(from: &str, to: &str) -> Result<Config> {
         assert!(QWEN_VL_CHAT.contains(from), "{from}");

@@ -63,10 +63,12 @@ mod tests {
 
     #[test]
     fn halves_round_to_nearest_even() {
-        // 1 + 2^-11 lies between two f16 values, 1 + 2^-8 between two bf16 values.
-        let f16_bytes = encode(GgmlType::F16, &[1.00048828125, 1.00146484375], 2, "t").unwrap();
-        assert_eq!(f16_bytes, [0x00, 0x3c, 0x02, 0x3c]);
-        assert_eq!(encode(GgmlType::BF16, &[1.00390625, 1.01171875], 2, "t").unwrap(), [0x80, 0x3f, 0x82, 0x3f]);
+        // Odd multiples of half a step lie between two values of the type: 2^-11 for f16, 2^-8 for bf16.
+        let between = |step: f32| [1.0 + step / 2.0, 1.0 + 1.5 * step];
+        let f16_step = f32::from(f16::EPSILON);
+        assert_eq!(encode(GgmlType::F16, &between(f16_step), 2, "t").unwrap(), [0x00, 0x3c, 0x02, 0x3c]);
+        let bf16_step = f32::from(bf16::EPSILON);
+        assert_eq!(encode(GgmlType::BF16, &between(bf16_step), 2, "t").unwrap(), [0x80, 0x3f, 0x82, 0x3f]);
     }
 
     #[test]

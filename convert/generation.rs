@@ -68,8 +68,8 @@ fn prove(fields: &Fields) -> Result<Generation> {
         temperature: if sampled { temperature } else { 0.0 },
         top_k: fields.count_or("top_k", 50, 0..=1 << 24)? as i32,
         top_p: fields.number_or("top_p", 1.0, 0.0..=1.0)? as f32,
-        repetition_penalty: fields.number_or("repetition_penalty", 1.0, 0.01..=100.0)? as f32,
-        max_new_tokens: fields.count_or("max_new_tokens", 512, 1..=1 << 24)? as u32,
+        repetition_penalty: fields.number_or("repetition_penalty", 1.0, 0.01..=99.0)? as f32,
+        max_new_tokens: fields.count_or("max_new_tokens", 512, 1..=1 << 20)? as u32,
         max_window_size: fields.count_or("max_window_size", 6144, 1..=1 << 24)? as u32,
         // Some configurations hold a list here; then the vocabulary's own end of text is used.
         eos_token_id: fields.get("eos_token_id").and_then(|v| v.as_u64()),

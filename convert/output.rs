@@ -76,15 +76,18 @@ pub fn publish(files: Vec<(NamedTempFile, PathBuf)>, dir: &Path, existing: Exist
     }
     let mut published: Vec<PathBuf> = Vec::new();
     for (file, target) in files {
-        let moved = match existing {
-            Existing::Keep => file.persist_noclobber(&target),
-            Existing::Replace => file.persist(&target),
+        // A plain rename after a look: renames that refuse to replace are not to be had on every file system (exFAT).
+        let in_the_way = existing == Existing::Keep && target.exists();
+        let moved = if in_the_way {
+            Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists))
+        } else {
+            file.persist(&target).map(drop).map_err(|e| e.error)
         };
         if let Err(e) = moved {
             // A new file without its partner is worth nothing; a replaced one cannot be brought back.
             let undo = published.iter().filter(|_| existing == Existing::Keep);
             undo.for_each(|path| drop(std::fs::remove_file(path)));
-            return Err(Error::other("cannot name the finished file").because(e.error).at(&target));
+            return Err(Error::other("cannot name the finished file").because(e).at(&target));
         }
         published.push(target);
     }

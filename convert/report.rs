@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
+use qvl::memory;
 use serde_json::{Value, json};
 
 use crate::plan::{FilePlan, Plan};
@@ -113,7 +114,7 @@ pub fn done_json(done: &Done, plan: &Plan) -> Value {
         "model_bytes": done.n_bytes[0],
         "mmproj_bytes": done.n_bytes[1],
         "seconds": (done.seconds * 1000.0).round() / 1000.0,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": memory::peak_rss_bytes(),
         "model_types": types_json(&plan.text),
         "mmproj_types": types_json(&plan.vision),
         "fallbacks": plan.text.fallbacks().chain(plan.vision.fallbacks()).count(),
@@ -140,18 +141,14 @@ fn shell_word(text: &str) -> String {
 
 /// A size in decimal units.
 pub fn bytes_text(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        0..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
-}
-
-/// Largest resident size of this process so far in bytes, where the system says it (Linux).
-fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    let (unit, name) = if n < 1_000_000 {
+        (1e3, "kB")
+    } else if n < 1_000_000_000 {
+        (1e6, "MB")
+    } else {
+        (1e9, "GB")
+    };
+    format!("{:.*} {name}", if name == "GB" { 2 } else { 1 }, n as f64 / unit)
 }
 
 #[cfg(test)]
