@@ -82,7 +82,8 @@ fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
     if n_types != h.n_vocab {
         return Err(Error::model(format!("{n_types} token types for {} tokens", h.n_vocab)));
     }
-    if let Some(merge) = gguf.strings(vocab::MERGES)?.iter().find(|m| m.split(' ').filter(|p| !p.is_empty()).count() != 2)
+    if let Some(merge) =
+        gguf.strings(vocab::MERGES)?.iter().find(|m| m.split(' ').filter(|p| !p.is_empty()).count() != 2)
     {
         return Err(Error::model(format!("{} holds {merge:?} (expected two tokens)", vocab::MERGES)));
     }
@@ -91,7 +92,7 @@ fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
             return Err(Error::model(format!("metadata key {key} is beyond the vocabulary of {} tokens", h.n_vocab)));
         }
     }
-    
+
     Ok(())
 }
 
