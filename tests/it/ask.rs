@@ -29,7 +29,8 @@ fn n_prompt(args: &[&str]) -> usize {
 
 #[test]
 fn the_stream_is_the_text_of_the_json() {
-    for args in [["-i", "shapes.png", "What is this?"], ["-i", "turned.jpg", "这是什么?"], ["--raw", "-q", "There is"]]
+    for args in
+        [["-i", "shapes.png", "What is this?"], ["-i", "turned.jpg", "这是什么?"], ["-i", "shapes.png", "Hello"]]
     {
         let streamed = greedy(&args).ok();
         let json = greedy(&[&args[..], &["--json"]].concat()).json();
@@ -91,8 +92,18 @@ fn greedy_has_three_names() {
     assert_eq!(of(&["--temp", "2", "--top-k", "1"]), greedy);
     assert_eq!(of(&["--temp", "2", "--top-p", "0.0001"]), greedy);
     assert_ne!(of(&["--temp", "2", "--top-p", "1"]), greedy);
-    // A strong penalty forbids what the greedy answer repeats.
-    assert_ne!(of(&["--temp", "0", "--repeat-penalty", "5"]), greedy);
+}
+
+/// The golden `one_picture`: one word, ten times.
+#[test]
+fn a_penalty_forbids_repetition() {
+    let prompt = "Picture 1: <img>gradient.png</img>\nDescribe the picture in one sentence.";
+    let n_repeated = |args: &[&str]| {
+        let ran = run(ask().args(["--temp", "0", "-n", "12", "--raw", prompt]).args(args)).ok();
+        ran.out.matches(" Model").count()
+    };
+    assert_eq!(n_repeated(&[]), 10);
+    assert!(n_repeated(&["--repeat-penalty", "5"]) <= 1);
 }
 
 #[test]
@@ -126,7 +137,7 @@ fn a_prompt_comes_from_an_argument_a_file_or_stdin() {
     let path = dir.path().join("question.txt");
     let options = ["--temp", "0", "-n", "24", "--json"];
     // As editors and `echo` do, with a line end that is not meant.
-    for ending in ["", "\n"] {
+    for ending in ["", "\n", "\r\n"] {
         let text = format!("{question}{ending}");
         std::fs::write(&path, &text).unwrap();
         let from_file = run(ask().args(options).arg("-f").arg(&path)).json();
@@ -190,7 +201,7 @@ fn a_full_context_ends_the_answer() {
 fn what_does_not_fit_together_is_a_usage_error() {
     greedy(&["-fa", "off", "-ctv", "q8_0", "Hello"]).fails(2, "flash attention");
     greedy(&["-dev", "CUDA9", "Hello"]).fails(2, "CUDA9");
-    greedy(&["--temp", "-1", "Hello"]).fails(2, "--temp");
+    greedy(&["--temp=-1", "Hello"]).fails(2, "--temp");
     greedy(&["-ctk", "q4_k", "Hello"]).fails(2, "q4_k");
     greedy(&["--raw", ""]).fails(2, "empty");
 }

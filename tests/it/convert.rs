@@ -77,8 +77,8 @@ fn table_rows(table: &str) -> Vec<(String, Vec<u64>, String, u64)> {
 fn names_say_what_is_inside() {
     let dir = tempfile::tempdir().unwrap();
     convert(dir.path(), &["-t", "q5_0", "--vision-type", "q4_k_m", "--name", "My Model"]).ok();
-    // Rows of 96 values hold no blocks of 256: the mmproj is named after the fallback.
-    assert_eq!(file_names(dir.path()), ["My-Model-Q5_0.gguf", "mmproj-My-Model-Q5_0.gguf"]);
+    // Rows of 96 values hold no blocks of 256 and rows of 472 not even blocks of 32: most of this mmproj is f16.
+    assert_eq!(file_names(dir.path()), ["My-Model-Q5_0.gguf", "mmproj-My-Model-F16.gguf"]);
     let dir = tempfile::tempdir().unwrap();
     convert(dir.path(), &[]).ok();
     assert_eq!(file_names(dir.path()), ["mmproj-qvl-random-Q8_0.gguf", "qvl-random-Q4_K_M.gguf"]);

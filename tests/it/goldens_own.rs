@@ -50,15 +50,18 @@ fn check(name: &str, way: Way) {
     let mut command = qvl();
     command.current_dir(repository("tests/data/pictures"));
     command.args(["trace", "-n", &generated.len().to_string()]).args(EXACT).arg("-m").arg(random().text);
+    let beside = pictures.iter().flat_map(|picture| ["-i", picture]);
     match (way, is_raw) {
         (Way::Ids, _) => {
             command.arg("--ids").arg(&ids_path);
-            pictures.iter().for_each(|picture| drop(command.args(["-i", picture])));
+            command.args(beside);
         }
         // Pictures are named in the text, relative to the working directory.
-        (Way::Text, true) => drop(command.args(["--raw", text])),
+        (Way::Text, true) => {
+            command.args(["--raw", text]);
+        }
         (Way::Text, false) => {
-            pictures.iter().for_each(|picture| drop(command.args(["-i", picture])));
+            command.args(beside);
             // The golden's text begins with the lines that announce the pictures, which the program writes itself.
             command.arg(text.splitn(pictures.len() + 1, '\n').last().unwrap());
         }

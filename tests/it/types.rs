@@ -122,7 +122,7 @@ fn blocks_are_ggmls_own() {
     };
     check("f16", &[F32, F16], &[F32, F16]);
     check("bf16", &[F32, BF16], &[F32, BF16]);
-    check("q8_0", &[F32, Q8_0], &[F32, Q8_0]);
+    check("q8_0", &[F32, Q8_0], &[F32, F16, Q8_0]);
     check("q4_k_m", &[F32, Q4_K, Q5_K, Q6_K], &[F32]);
     check("q5_1", &[F32, Q5_1, Q6_K], &[F32, Q5_1]);
     check("iq4_xs", &[F32], &[F32]);
