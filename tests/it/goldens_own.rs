@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::models::random;
-use crate::programs::{EXACT, qvl, repository};
+use crate::programs::{EXACT, qvl, repository, run};
 use crate::tensors::{Tensors, Values, check_near, traced};
 
 /// Relative L2. Two f32 computations in different orders differ by 1e-7 to 2e-6 here. Every mistake of modelling that
@@ -86,6 +86,34 @@ fn check(name: &str, way: Way) {
     check_near(&format!("{name} generated"), &used(found_rows), &used(expect_rows), BOUND);
     // All margins of these cases are far above what BOUND lets a logit move.
     assert_eq!(found.ids("generated_ids"), generated, "{name}");
+}
+
+/// `qvl ask` says what the reference generated, computing exactly or as it does by default: no margin of these cases is
+/// small enough for half precision to matter.
+#[test]
+fn answers() {
+    for case in cases()["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let n = case["generated_ids"].as_array().unwrap().len().to_string();
+        let text = case["text"].as_str().unwrap();
+        let expect = case["generated_text"].as_str().unwrap();
+        for flags in [&EXACT[..], &[]] {
+            let mut command = qvl();
+            command.current_dir(repository("tests/data/pictures"));
+            command.args(["ask", "-q", "--temp", "0", "-n", &n, "-m"]).arg(random().text).args(flags);
+            let expect = match text.strip_prefix("Picture 1: <img>stripes.png</img>\n") {
+                Some(question) if case["mode"] == "chat" => {
+                    command.args(["-i", "stripes.png", question]);
+                    expect.trim()
+                }
+                _ => {
+                    command.args(["--raw", text]);
+                    expect
+                }
+            };
+            assert_eq!(run(&mut command).ok().out, format!("{expect}\n"), "{name} {flags:?}");
+        }
+    }
 }
 
 fn check_picture(found: &Tensors, k: usize, picture: &str) {
