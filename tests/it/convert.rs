@@ -182,6 +182,7 @@ fn the_files_say_what_they_are() {
             // The checkpoint's intermediate_size, which counts w1 and w2; llama.cpp halves it.
             ("qwen.feed_forward_length", 1024.into()),
             ("qwen.attention.head_count", 4.into()),
+            ("qwen.rope.freq_base", 10000.0.into()),
             ("tokenizer.ggml.model", "gpt2".into()),
             ("tokenizer.ggml.eos_token_id", 1100.into()),
             ("tokenizer.ggml.eot_token_id", 1102.into()),

@@ -1,16 +1,16 @@
 //! `qvl trace` against the numbers of this repository's own reference, on `models/qvl-random`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::models::random;
 use crate::programs::{EXACT, qvl, repository, run};
-use crate::tensors::{Tensors, Values, check_near, traced};
+use crate::tensors::{Tensors, Values, check_near, relative_l2, traced};
 
-/// Relative L2. Two f32 computations in different orders differ by 1e-7 to 2e-6 here. Every mistake of modelling that
-/// the specification's list of traps names (§11: QuickGELU for GELU, a norm's ε, a half-pixel shift of the positions, the
-/// resampler's key order, w1 and w2 exchanged, rotary pairs, NTK, logn …) costs 1e-4 or more, so nothing hides below.
+/// Relative L2. Two f32 computations in different orders differ by less than 1e-6 here. The smallest mistakes of
+/// modelling cost more than this: GELU by tanh 1e-4, a resize that does not round to bytes 6e-4, positions of the adapter
+/// computed anew 2e-3, another filter 3e-3. Only another ε of a norm, 5e-6, would hide; a test of its own finds that.
 const BOUND: f64 = 2e-5;
 
 /// Two modes of the command line that must see one prompt.
@@ -86,6 +86,39 @@ fn check(name: &str, way: Way) {
     check_near(&format!("{name} generated"), &used(found_rows), &used(expect_rows), BOUND);
     // All margins of these cases are far above what BOUND lets a logit move.
     assert_eq!(found.ids("generated_ids"), generated, "{name}");
+}
+
+/// A copy of a GGUF file in which the f32 `key` is `value`.
+fn with_f32(file: &Path, key: &str, value: f32, copy: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    // Behind the key: the value's type in 4 bytes, the value.
+    let at = bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap() + key.len() + 4;
+    assert_eq!(bytes[at..at + 4], 1e-6f32.to_le_bytes(), "{key}");
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    std::fs::write(copy, bytes).unwrap();
+}
+
+/// Both ε are the checkpoint's 1e-6 in the files, and are what is computed with.
+#[test]
+fn the_norms_use_the_epsilon_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text, mmproj) = (random(), dir.path().join("text.gguf"), dir.path().join("mmproj.gguf"));
+    with_f32(&model.text, "qwen.attention.layer_norm_rms_epsilon", 1e-5, &text);
+    with_f32(&model.mmproj, "clip.vision.attention.layer_norm_epsilon", 1e-5, &mmproj);
+    let trace = |text: &Path, mmproj: &Path| {
+        let mut command = qvl();
+        command.current_dir(repository("tests/data/pictures")).args(["trace", "-i", "shapes.png", "?"]).args(EXACT);
+        traced(command.arg("-m").arg(text).arg("--mmproj").arg(mmproj))
+    };
+    let exact = trace(&model.text, &model.mmproj);
+    let check = |found: &Tensors, name: &str| {
+        let distance = relative_l2(&found.f32s(name).data, &exact.f32s(name).data);
+        println!("{name}: {distance:.1e}");
+        assert!((1e-7..1e-3).contains(&distance), "{name}: {distance:.1e}");
+    };
+    check(&trace(&text, &model.mmproj), "logits");
+    let found = trace(&model.text, &mmproj);
+    ["image.0.ln_pre", "image.0.block.0", "image.0.embedding", "logits"].iter().for_each(|name| check(&found, name));
 }
 
 /// `qvl ask` says what the reference generated, computing exactly or as it does by default: no margin of these cases is
