@@ -135,7 +135,9 @@ fn question(args: &AskArgs) -> Result<String> {
     match (&args.prompt, &args.file) {
         (Some(prompt), _) => Ok(prompt.clone()),
         (None, Some(path)) => {
-            std::fs::read_to_string(path).map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))?;
+            Ok(without_line_end(text))
         }
         (None, None) if std::io::stdin().is_terminal() => {
             Err(Error::usage("what is the question? give it as the last argument, with -f FILE, or on stdin"))
@@ -145,9 +147,15 @@ fn question(args: &AskArgs) -> Result<String> {
             std::io::stdin()
                 .read_to_string(&mut text)
                 .map_err(|e| Error::usage("cannot read the prompt from stdin").because(e))?;
-            Ok(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
+            Ok(without_line_end(text))
         }
     }
+}
+
+/// Without the one line end that editors and `echo` put at the end of a text.
+fn without_line_end(text: String) -> String {
+    let line = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n'));
+    line.map(str::to_owned).unwrap_or(text)
 }
 
 fn sampling(args: &GenerationArgs, h: &TextHparams) -> SamplerSettings {
