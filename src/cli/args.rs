@@ -206,6 +206,9 @@ pub struct ContextArgs {
     /// Device to compute on [-dev]; this build has cpu
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
+    /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub repack: RepackMode,
     /// Read weights into memory instead of mapping them
     #[arg(long)]
     pub no_mmap: bool,
@@ -219,6 +222,12 @@ pub enum FlashMode {
     On,
     Off,
     Auto,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum RepackMode {
+    On,
+    Off,
 }
 
 /// How many layers go to the GPU.

@@ -17,7 +17,7 @@ use qvl::session::{SessionSettings, TextFile};
 use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionModel};
 
-use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, kv_type};
+use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, RepackMode, kv_type};
 use super::{STOP, doctor};
 
 /// Opens the text file, and warns if this build is slower than the machine.
@@ -180,7 +180,7 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, quiet: bool) -> Result<Mo
         GpuLayers::All => -1,
         GpuLayers::Exactly(n) => i32::from(n),
     };
-    text.load(ModelParams { load, n_gpu_layers, repack: false })
+    text.load(ModelParams { load, n_gpu_layers, repack: args.repack == RepackMode::On })
 }
 
 /// Settings of a session for a prompt of `n_prompt` positions and `n_predict` more, after a look at the memory that
