@@ -1,6 +1,6 @@
 //! Headers made by hand: each says in its error what is wrong with it.
 
-use crate::gguf::{self, File, Tensor, array_head, bytes, f32, str, u32, u64};
+use crate::gguf::{Encoded, File, Tensor, array_head, bytes, f32, str, u32, u64};
 use crate::support::{q8_0, ask, qvl, run, temp_dir};
 
 /// Writes bytes and lets every command that takes a text file or an mmproj look at them.
@@ -20,7 +20,7 @@ fn check_file(change: impl FnOnce(&mut File), expect: &str) {
     check(&file.encode(), expect);
 }
 
-fn check_key(name: impl AsRef<[u8]>, value: gguf::Encoded, expect: &str) {
+fn check_key(name: impl AsRef<[u8]>, value: Encoded, expect: &str) {
     check_file(|f| f.push(name, value), expect);
 }
 

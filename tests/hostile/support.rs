@@ -76,11 +76,12 @@ impl Outcome {
     /// What is wrong with how it ended, if anything: only promised exit codes, and one `error:` line where it failed.
     pub fn complaint(&self) -> Option<String> {
         let n_errors = self.stderr.lines().filter(|line| line.starts_with("error:")).count();
-        let others = self.stderr.lines().filter(|line| !["error:", "warning:", "note:"].iter().any(|s| line.starts_with(s)));
+        let known = |line: &&str| ["error:", "warning:", "note:"].iter().any(|start| line.starts_with(start));
+        let n_others = self.stderr.lines().filter(|line| !known(line)).count();
         match self.code {
             None => Some("a signal or a hang".into()),
-            Some(0) if n_errors == 0 && others.count() == 0 => None,
-            Some(1..=5 | 130) if n_errors == 1 && others.count() == 0 => None,
+            Some(0) if n_errors == 0 && n_others == 0 => None,
+            Some(1..=5 | 130) if n_errors == 1 && n_others == 0 => None,
             Some(code) => Some(format!("exit code {code} with {n_errors} error lines, or other lines")),
         }
         .map(|what| format!("{what}: {self:?}"))
