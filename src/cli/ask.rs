@@ -1,6 +1,7 @@
 //! `qvl ask`: one answer, streaming.
 
-use std::io::{IsTerminal, Read};
+use std::fs::File;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::args::{AskArgs, GenerationArgs};
 use super::pipeline::{self, Mmproj};
-use super::{STOP, print, print_json};
+use super::{STOP, print, print_error, print_json, read_text};
 
 /// Default system message of the chat format.
 pub const SYSTEM: &str = "You are a helpful assistant.";
@@ -135,15 +136,14 @@ fn question(args: &AskArgs) -> Result<String> {
     match (&args.prompt, &args.file) {
         (Some(prompt), _) => Ok(prompt.clone()),
         (None, Some(path)) => {
-            std::fs::read_to_string(path).map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))
+            let text = File::open(path).and_then(read_text);
+            text.map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))
         }
         (None, None) if std::io::stdin().is_terminal() => {
             Err(Error::usage("what is the question? give it as the last argument, with -f FILE, or on stdin"))
         }
         (None, None) => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
+            let text = read_text(std::io::stdin().lock())
                 .map_err(|e| Error::usage("cannot read the prompt from stdin").because(e))?;
             Ok(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
         }
@@ -194,7 +194,7 @@ fn conclude(answer: &Answer, quiet: bool) -> Result<()> {
     match answer.finish {
         Finish::Interrupted => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
         Finish::Length if !quiet => {
-            eprintln!("note: the answer was cut after {} tokens; allow more with -n", answer.n_tokens);
+            print_error(&format!("note: the answer was cut after {} tokens; allow more with -n\n", answer.n_tokens));
             Ok(())
         }
         _ => Ok(()),

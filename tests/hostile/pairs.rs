@@ -98,7 +98,7 @@ fn text_dimensions() {
             ("qwen.block_count", u32(3), "tensor \"blk.2.attn_norm.weight\" is missing"),
             ("qwen.block_count", u32(u32::MAX), "qwen.block_count is"),
             ("qwen.feed_forward_length", u32(0), "qwen.feed_forward_length is"),
-            ("qwen.feed_forward_length", u32(1025), "odd"),
+            ("qwen.feed_forward_length", u32(1025), "feed_forward_length is odd"),
             ("qwen.feed_forward_length", u32(2048), "has extents [256, 512] (expected [256, 1024])"),
             ("qwen.attention.head_count", u32(0), "qwen.attention.head_count is"),
             ("qwen.attention.head_count", u32(3), "do not make 3 heads"),
@@ -129,7 +129,7 @@ fn text_dimensions() {
             ("qvl.picture_format", str("Figure {k}"), "qvl.picture_format is"),
             ("qvl.max_window_size", str("x"), "non-negative integer"),
             ("qvl.vision_id", str("0000000000000000"), "of another model"),
-            ("qvl.vision_id", str(""), "qvl.vision_id is"),
+            ("qvl.vision_id", str(""), "qvl.vision_id is empty"),
         ],
     );
 }
@@ -183,7 +183,7 @@ fn vocabulary() {
     tokens(|t| t.truncate(1400), "1408 token types for 1400 tokens");
     tokens(|t| t.push(b"x".to_vec()), "1408 token types for 1409 tokens");
     tokens(|t| t.clear(), "the vocabulary has 0 tokens");
-    tokens(|t| t.swap(5, 1100), "token 5");
+    tokens(|t| t.swap(5, 1100), "expected the special token <|endoftext|>");
     tokens(|t| t[7] = t[8].clone(), "tokens 7 and 8 are the same");
     tokens(|t| t[1407] = t[1406].clone(), "tokens 1406 and 1407 are the same");
     tokens(|t| t[1407] = t[3].clone(), "tokens 3 and 1407 are the same");

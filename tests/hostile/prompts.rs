@@ -14,7 +14,7 @@ fn command(name: &str) -> Command {
 }
 
 fn ask(args: &[&str]) -> Outcome {
-    run(command("ask").args(["-t", "1"]).args(args))
+    run(command("ask").args(args))
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn texts() {
 fn texts_from_files() {
     let dir = temp_dir();
     let path = dir.path().join("prompt.txt");
-    let mut from = |bytes: &[u8]| {
+    let from = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         run(command("ask").args(["-n", "1", "-f"]).arg(&path))
     };

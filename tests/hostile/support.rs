@@ -18,6 +18,7 @@ pub struct Outcome {
     /// `None`: by a signal, or it had to be ended because it hung.
     pub code: Option<i32>,
     /// What it was ended by.
+    #[allow(dead_code)] // Shown by Debug.
     pub signal: Option<i32>,
     pub stdout: String,
     pub stderr: String,
