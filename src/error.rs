@@ -106,7 +106,8 @@ impl fmt::Display for Error {
             source = cause.source();
         }
         let mut words = line.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty());
-        let line = words.next().unwrap_or_default().to_owned() + &words.map(|part| format!(" {part}")).collect::<String>();
+        let line =
+            words.next().unwrap_or_default().to_owned() + &words.map(|part| format!(" {part}")).collect::<String>();
         line.chars().try_for_each(|c| match c {
             '\u{2028}' | '\u{2029}' => write!(f, "{}", c.escape_unicode()),
             _ if c.is_control() => write!(f, "{}", c.escape_default()),

@@ -92,7 +92,8 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         out.push_str("\ntensors (name, type, extents, bytes, offset)\n");
         for t in gguf.tensors() {
             let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
-            let _ = writeln!(out, "  {:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.name, t.ty.name(), t.n_bytes, t.offset);
+            let _ =
+                writeln!(out, "  {:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.name, t.ty.name(), t.n_bytes, t.offset);
         }
     }
     if args.verify {
@@ -141,9 +142,7 @@ fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> serde_json::Value {
         "types": types,
     });
     if args.tensors {
-        let one = |t: &TensorInfo| {
-            json!({"name": t.name, "type": t.ty.name(), "dims": t.dims, "bytes": t.n_bytes, "offset": t.offset})
-        };
+        let one = |t: &TensorInfo| json!({"name": t.name, "type": t.ty.name(), "dims": t.dims, "bytes": t.n_bytes, "offset": t.offset});
         report["tensors"] = gguf.tensors().iter().map(one).collect();
     }
     if args.verify {

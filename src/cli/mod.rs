@@ -71,7 +71,8 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(ErrorKind::Usage.exit_code());
     }
     let text = error.to_string();
-    let message = text.split("\n\nUsage").next().unwrap_or_default();
+    let message =
+        ["\n\nUsage", "\n\nFor more"].iter().fold(text.as_str(), |text, end| text.split(end).next().unwrap_or(text));
     let message = message.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
     report(&Error::usage(format!("{message} (see --help)")))
 }

@@ -119,13 +119,8 @@ impl Mmproj {
     }
 }
 
-type EncodeFn<'a> = dyn FnMut(
-        &VisionModel<'_>,
-        &Backend<'_>,
-        &image::PixelValues,
-        Attention,
-    ) -> Result<(ImageEmbedding, Taps)>
-    + 'a;
+type EncodeFn<'a> =
+    dyn FnMut(&VisionModel<'_>, &Backend<'_>, &image::PixelValues, Attention) -> Result<(ImageEmbedding, Taps)> + 'a;
 
 /// A picture's way through the vision tower.
 pub struct TracedImage {

@@ -33,8 +33,7 @@ const KNOWN_KEYS: [&str; 18] = [
 ];
 
 /// Keys of the group `general.*` and others that llama.cpp would act on in ways that this runtime does not want.
-const REFUSED_PREFIXES: [&str; 6] =
-    ["split.", "adapter.", "training.", "quantize.", "xielu.", "general.tensor_extra."];
+const REFUSED_PREFIXES: [&str; 6] = ["split.", "adapter.", "training.", "quantize.", "xielu.", "general.tensor_extra."];
 /// What llama.cpp's buffer over the mapped file asserts, in bytes.
 const CPU_ALIGNMENT: u64 = 32;
 
@@ -93,8 +92,8 @@ fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
     if n_types != h.n_vocab {
         return Err(Error::model(format!("{n_types} token types for {} tokens", h.n_vocab)));
     }
-    if let Some(merge) = gguf.strings(vocab::MERGES)?.iter().find(|m| m.split(' ').filter(|p| !p.is_empty()).count() != 2)
-    {
+    let is_merge = |m: &str| m.split(' ').count() == 2 && !m.split(' ').any(str::is_empty);
+    if let Some(merge) = gguf.strings(vocab::MERGES)?.iter().find(|m| !is_merge(m)) {
         return Err(Error::model(format!("{} holds {merge:?} (expected two tokens)", vocab::MERGES)));
     }
     for key in [vocab::EOS, vocab::EOT, vocab::PADDING] {

@@ -145,9 +145,10 @@ impl TextHparams {
             return Err(Error::model(format!("{} is {}", sampling::REPEAT_PENALTY, self.repeat_penalty)));
         }
         let in_range = 1..=1usize << 20;
-        in_range.contains(&self.n_vocab).then_some(()).ok_or_else(|| {
-            Error::model(format!("the vocabulary has {} tokens (expected 1 to 1048576)", self.n_vocab))
-        })
+        in_range
+            .contains(&self.n_vocab)
+            .then_some(())
+            .ok_or_else(|| Error::model(format!("the vocabulary has {} tokens (expected 1 to 1048576)", self.n_vocab)))
     }
 }
 
@@ -155,6 +156,8 @@ fn picture_prefix(gguf: &Gguf) -> Result<PicturePrefix> {
     match gguf.opt_str(key::PICTURE_FORMAT)? {
         None | Some("Picture {k}: ") => Ok(PicturePrefix::Spaced),
         Some("Picture {k}:") => Ok(PicturePrefix::Unspaced),
-        Some(other) => Err(Error::model(format!("{} is {other:?} (expected \"Picture {{k}}: \")", key::PICTURE_FORMAT))),
+        Some(other) => {
+            Err(Error::model(format!("{} is {other:?} (expected \"Picture {{k}}: \")", key::PICTURE_FORMAT)))
+        }
     }
 }

@@ -69,7 +69,12 @@ impl<'d> VisionModel<'d> {
     }
 
     /// As [`encode`](Self::encode), keeping values from inside.
-    pub fn trace(&self, backend: &Backend<'_>, pixels: &PixelValues, kind: Attention) -> Result<(ImageEmbedding, Taps)> {
+    pub fn trace(
+        &self,
+        backend: &Backend<'_>,
+        pixels: &PixelValues,
+        kind: Attention,
+    ) -> Result<(ImageEmbedding, Taps)> {
         let mut taps = Taps::default();
         let embedding = self.run(backend, pixels, kind, Some(&mut taps))?;
         Ok((embedding, taps))
@@ -125,7 +130,6 @@ impl<'d> VisionModel<'d> {
         Ok(ImageEmbedding { n_queries: h.n_queries, d_out: h.d_out, data })
     }
 }
-
 
 /// `[3, size, size]` pixels to one row a patch, row-major over the grid; a row is (channel, y, x) as a kernel's is.
 fn to_patches(pixels: &PixelValues, patch: usize) -> Vec<f32> {

@@ -195,12 +195,15 @@ fn directories() {
 #[test]
 fn outputs() {
     let dir = temp_dir();
-    let to = |out: &Path, flags: &[&str]| run(convert().arg(checkpoint()).args(["-q", "-t", "q8_0"]).args(flags).arg("-o").arg(out));
+    let to = |out: &Path, flags: &[&str]| {
+        run(convert().arg(checkpoint()).args(["-q", "-t", "q8_0"]).args(flags).arg("-o").arg(out))
+    };
     to("/proc/no".as_ref(), &[]).fails(2, "cannot make the directory");
     to("/proc".as_ref(), &[]).fails(1, "not enough space");
     to(&checkpoint().join("config.json"), &[]).fails(2, "not a directory");
     let names = |dir: &Path| {
-        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };

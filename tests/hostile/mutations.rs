@@ -26,7 +26,8 @@ impl Random {
     /// A number that programs stumble over.
     fn odd_number(&mut self) -> u64 {
         let some = self.next();
-        [0, 1, 2, 3, 7, 31, 63, 255, 256, 257, 1 << 15, 1 << 31, u32::MAX.into(), 1 << 32, 1 << 62, u64::MAX, some][self.below(17)]
+        [0, 1, 2, 3, 7, 31, 63, 255, 256, 257, 1 << 15, 1 << 31, u32::MAX.into(), 1 << 32, 1 << 62, u64::MAX, some]
+            [self.below(17)]
     }
 }
 

@@ -169,7 +169,11 @@ fn outputs_that_cannot_be_written() {
 fn tokenize_lines() {
     let dir = temp_dir();
     let input = dir.path().join("in.jsonl");
-    std::fs::write(&input, b"\n\xff\nnull\n{\"text\":\"\\u0000\"}\n{\"ids\":[4294967295]}\n{\"ids\":[1314]}\n{\"text\":\"hi\"}").unwrap();
+    std::fs::write(
+        &input,
+        b"\n\xff\nnull\n{\"text\":\"\\u0000\"}\n{\"ids\":[4294967295]}\n{\"ids\":[1314]}\n{\"text\":\"hi\"}",
+    )
+    .unwrap();
     let outcome = run(command("tokenize").stdin(File::open(&input).unwrap()));
     outcome.succeeds();
     let lines: Vec<_> = outcome.stdout.lines().collect();
