@@ -1,9 +1,9 @@
-//! Random damage to sound pairs, each from its seed: `QVL_MUTATIONS=N` runs N of them, `QVL_MUTATION=SEED` one.
+//! Random damage to sound pairs and checkpoints, each from its seed: `QVL_MUTATIONS=N` runs N of them, `QVL_MUTATION=SEED` one.
 
 use std::time::Duration;
 
 use crate::gguf::File;
-use crate::support::{Pair, ask, f32, q8_0, qvl, run, run_for, temp_dir};
+use crate::support::{Pair, ask, checkpoint, convert, f32, q8_0, qvl, run, run_for, temp_dir};
 
 /// Runs without the variable.
 const N_DEFAULT: u64 = 40;
@@ -114,7 +114,7 @@ fn mutated(seed: u64, pair: &Pair) -> (Vec<u8>, bool) {
 
 /// What is wrong with how the programs take the file of this seed.
 fn complaint(seed: u64) -> Option<String> {
-    let pair = if seed % 4 == 0 { f32() } else { q8_0() };
+    let pair = if seed.is_multiple_of(4) { f32() } else { q8_0() };
     let (bytes, text) = mutated(seed, pair);
     let dir = temp_dir();
     let bad = dir.path().join("bad.gguf");
@@ -126,8 +126,49 @@ fn complaint(seed: u64) -> Option<String> {
     asked.or(inspected).map(|what| format!("seed {seed}: {what}"))
 }
 
-#[test]
-fn damaged_files_end_well() {
+/// What is wrong with how the converter takes the checkpoint of this seed, or the programs what it made of it.
+fn complaint_of_checkpoint(seed: u64) -> Option<String> {
+    let mut r = Random(!seed);
+    let (dir, out) = (temp_dir(), temp_dir());
+    for entry in std::fs::read_dir(checkpoint()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    const FILES: [&str; 5] =
+        ["config.json", "model.safetensors", "qwen.tiktoken", "generation_config.json", "tokenizer_config.json"];
+    let path = dir.path().join(FILES[[0, 0, 1, 1, 2, 3, 4][r.below(7)]]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let n_damaged = if path.ends_with("model.safetensors") {
+        8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize
+    } else {
+        bytes.len()
+    };
+    for _ in 0..=r.below(3) {
+        let digits: Vec<usize> = (0..n_damaged).filter(|i| bytes[*i].is_ascii_digit()).collect();
+        match (r.below(3), digits.is_empty()) {
+            (0 | 1, false) => bytes[digits[r.below(digits.len())]] = b"0123456789-.e"[r.below(13)],
+            _ => bytes[r.below(n_damaged)] = r.next() as u8,
+        }
+    }
+    if r.below(12) == 0 {
+        bytes.truncate(r.below(bytes.len()));
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let mut command = convert();
+    command.arg(dir.path()).args(["-q", "--name", "m", "-t", "q8_0"]).arg("-o").arg(out.path());
+    let outcome = run(&mut command);
+    let n_left = std::fs::read_dir(out.path()).unwrap().count();
+    let wrong = match (outcome.complaint(), outcome.code) {
+        (Some(complaint), _) => Some(complaint),
+        (None, Some(0)) => {
+            run(&mut ask(&out.path().join("m-Q8_0.gguf"), &out.path().join("mmproj-m-Q8_0.gguf"))).complaint()
+        }
+        (None, _) => (n_left > 0).then(|| format!("{n_left} files are left: {outcome:?}")),
+    };
+    wrong.map(|what| format!("seed {seed}, {}: {what}", path.file_name().unwrap().display()))
+}
+
+fn check(complaint: fn(u64) -> Option<String>) {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
     let seeds = match number("QVL_MUTATION") {
         Some(seed) => seed..seed + 1,
@@ -135,4 +176,14 @@ fn damaged_files_end_well() {
     };
     let complaints: Vec<String> = seeds.filter_map(complaint).collect();
     assert!(complaints.is_empty(), "{} failures:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+#[test]
+fn damaged_files_end_well() {
+    check(complaint);
+}
+
+#[test]
+fn damaged_checkpoints_end_well() {
+    check(complaint_of_checkpoint);
 }

@@ -165,6 +165,27 @@ fn outputs_that_cannot_be_written() {
     assert_eq!(shell("$1 ask -m $2 -n 1 -v hi 2>&- >&-").code, Some(0));
 }
 
+/// The first Ctrl-C keeps what came.
+#[test]
+fn interrupted() {
+    for name in ["ask", "trace"] {
+        let dir = temp_dir();
+        let mut command = Command::new("timeout");
+        command.args(["--preserve-status", "-s", "INT", "0.4", env!("CARGO_BIN_EXE_qvl"), name, "-q", "-m"]);
+        command.arg(&q8_0().text).args(["-n", "8000", "hi", "-t", "1"]);
+        match name {
+            "trace" => command.arg("-o").arg(dir.path().join("out")),
+            _ => command.args(["--temp", "1"]),
+        };
+        let outcome = run(&mut command);
+        // The small model may have ended its answer before.
+        if outcome.code != Some(0) {
+            outcome.fails(130, "interrupted");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+}
+
 #[test]
 fn tokenize_lines() {
     let dir = temp_dir();
