@@ -14,10 +14,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Print nothing but results and errors
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, overrides_with = "quiet")]
     pub quiet: bool,
     /// Print the log of llama.cpp and ggml
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, overrides_with = "verbose")]
     pub verbose: bool,
 }
 
@@ -40,6 +40,7 @@ pub enum Command {
 }
 
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct AskArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -63,6 +64,7 @@ pub struct AskArgs {
 }
 
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct TraceArgs {
     #[command(flatten)]
     pub model: ModelArgs,

@@ -137,7 +137,8 @@ fn question(args: &AskArgs) -> Result<String> {
         (Some(prompt), _) => Ok(prompt.clone()),
         (None, Some(path)) => {
             let text = File::open(path).and_then(read_text);
-            text.map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))
+            let text = text.map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))?;
+            Ok(without_line_end(text))
         }
         (None, None) if std::io::stdin().is_terminal() => {
             Err(Error::usage("what is the question? give it as the last argument, with -f FILE, or on stdin"))
@@ -145,9 +146,15 @@ fn question(args: &AskArgs) -> Result<String> {
         (None, None) => {
             let text = read_text(std::io::stdin().lock())
                 .map_err(|e| Error::usage("cannot read the prompt from stdin").because(e))?;
-            Ok(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
+            Ok(without_line_end(text))
         }
     }
+}
+
+/// Without the one line end that editors and `echo` put at the end of a text.
+fn without_line_end(text: String) -> String {
+    let line = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n'));
+    line.map(str::to_owned).unwrap_or(text)
 }
 
 fn sampling(args: &GenerationArgs, h: &TextHparams) -> SamplerSettings {

@@ -95,8 +95,8 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         out.push_str("\ntensors (name, type, extents, bytes, offset)\n");
         for t in gguf.tensors() {
             let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
-            let _ =
-                writeln!(out, "  {:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.name.escape_debug().to_string(), t.ty.name(), t.n_bytes, t.offset);
+            let name = t.name.escape_debug().to_string();
+            let _ = writeln!(out, "  {name:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.ty.name(), t.n_bytes, t.offset);
         }
     }
     if args.verify {

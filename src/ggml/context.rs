@@ -83,8 +83,7 @@ impl<'d> Context<'d> {
         }
         // SAFETY: `file` outlives `self` ('d). The buffer is only ever read through weight tensors: no operation of
         // this module writes to a bound tensor, so casting constness away is sound.
-        let buffer =
-            unsafe { sys::ggml_backend_cpu_buffer_from_ptr(file.as_ptr().cast_mut().cast(), file.len()) };
+        let buffer = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(file.as_ptr().cast_mut().cast(), file.len()) };
         if buffer.is_null() {
             return Err(Error::memory("cannot make a ggml buffer over the mapped file"));
         }

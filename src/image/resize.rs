@@ -231,17 +231,4 @@ mod tests {
             assert_eq!(resize(&picture, 20, 30).pixels, [9, 128, 255].repeat(600));
         }
     }
-
-    /// Prints the speed on a photo's size; run with `--ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn speed_of_a_12_megapixel_photo() {
-        let picture = random(4000, 3000, 2);
-        let best = (0..5).map(|_| {
-            let start = std::time::Instant::now();
-            std::hint::black_box(resize(std::hint::black_box(&picture), 448, 448));
-            start.elapsed()
-        });
-        println!("4000 x 3000 -> 448 x 448: {:?}", best.min());
-    }
 }

@@ -219,7 +219,9 @@ impl<'m> Context<'m> {
                 && sys::llama_batch_ext_set_pos(batch, index, &position)
                 && (!wanted || sys::llama_batch_ext_set_output_logits(batch, index, true))
         };
-        added.then_some(()).ok_or_else(|| Error::other(format!("llama.cpp refused an input: {}", log::take_last_error())))
+        added
+            .then_some(())
+            .ok_or_else(|| Error::other(format!("llama.cpp refused an input: {}", log::take_last_error())))
     }
 
     /// Logits of input `index` of the last [`decode`](Self::decode), n_vocab values; `None` if they were not wanted.

@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 
 mod context;
+#[cfg(test)]
+mod goldens;
 mod log;
 mod model;
 mod sampler;

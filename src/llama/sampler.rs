@@ -101,3 +101,61 @@ fn argmax(values: impl Iterator<Item = f32>) -> u32 {
     let best = (0u32..).zip(values).reduce(|best, next| if next.1 > best.1 { next } else { best });
     best.map_or(0, |(id, _)| id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(temp: f32, top_k: u32, top_p: f32) -> SamplerSettings {
+        SamplerSettings { temp, top_k, top_p, min_p: 0.0, repeat_penalty: 1.0, seed: 7 }
+    }
+
+    /// Probabilities 1/2, 1/4, 1/8, 1/8 at ids 2, 0, 3, 1.
+    fn logits() -> Vec<f32> {
+        [0.25f32, 0.125, 0.5, 0.125].iter().map(|p| p.ln()).collect()
+    }
+
+    fn check(settings: SamplerSettings, expect: &[u32]) {
+        let mut kept: Vec<u32> = Sampler::new(settings, 4).kept(&logits()).into_iter().map(|(id, _)| id).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, expect, "{settings:?}");
+    }
+
+    #[test]
+    fn filters_keep_what_they_say() {
+        check(settings(1.0, 0, 1.0), &[0, 1, 2, 3]);
+        check(settings(1.0, 2, 1.0), &[0, 2]);
+        check(settings(1.0, 0, 0.3), &[2]);
+        check(settings(1.0, 0, 0.7), &[0, 2]);
+        // Temperature comes before top-p: at 0.25 the best token alone has 0.94.
+        check(settings(0.25, 0, 0.9), &[2]);
+        check(SamplerSettings { min_p: 0.4, ..settings(1.0, 0, 1.0) }, &[0, 2]);
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_best() {
+        let mut sampler = Sampler::new(settings(0.0, 0, 1.0), 4);
+        assert_eq!(sampler.sample(&logits()), 2);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]), 1);
+    }
+
+    #[test]
+    fn draws_follow_seed_and_probabilities() {
+        let draw = |seed| {
+            let mut sampler = Sampler::new(SamplerSettings { seed, ..settings(1.0, 0, 1.0) }, 4);
+            (0..400).map(|_| sampler.sample(&logits())).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+        let n_best = draw(3).iter().filter(|id| **id == 2).count();
+        assert!((140..=260).contains(&n_best), "half of 400 draws, found {n_best}");
+    }
+
+    #[test]
+    fn repeated_tokens_are_penalised() {
+        let mut sampler = Sampler::new(SamplerSettings { repeat_penalty: 4.0, ..settings(0.0, 0, 1.0) }, 4);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 2.5, 0.0]), 1);
+        sampler.accept(1);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 2.5, 0.0]), 2);
+    }
+}

@@ -28,11 +28,6 @@ pub(super) fn cross_attention<'c>(
 }
 
 /// What follows: `[d_out, n_queries]` to the embedding `[d_out, n_queries]`.
-pub(super) fn project<'c>(
-    c: &'c Context<'_>,
-    h: &VisionHparams,
-    w: &Weights<Tensor<'c>>,
-    x: Tensor<'c>,
-) -> Tensor<'c> {
+pub(super) fn project<'c>(c: &'c Context<'_>, h: &VisionHparams, w: &Weights<Tensor<'c>>, x: Tensor<'c>) -> Tensor<'c> {
     c.mul_mat(w.proj, layer_norm(c, w.ln_post, x, h.eps))
 }

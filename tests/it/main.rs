@@ -1,1 +1,46 @@
-fn main() {}
+//! The two programs at work: every test here runs the real binaries on files and looks only at what comes out.
+//!
+//! Models are converted once each into cargo's temporary directory; nothing here needs a network or a real checkpoint.
+
+/// Running a program and reading what it said.
+mod programs;
+
+/// Checkpoints of this repository, converted once a type.
+mod models;
+
+/// Values of safetensors files and how far they are apart.
+mod tensors;
+
+/// `qvl trace` against the numbers of this repository's own reference, on `models/qvl-random`.
+mod goldens_own;
+
+/// `qvl trace` and `qvl tokenize` against the published code's numbers, where they are at hand.
+mod goldens_shared;
+
+/// `qvl ask`: text and JSON, sampling, prompts from everywhere, limits.
+mod ask;
+
+/// Pictures: they matter, they are turned upright, and none is imagined.
+mod pictures;
+
+/// What half precision, quantised caches, fused attention and threads cost in accuracy.
+mod precision;
+
+/// Ctrl-C keeps what came.
+#[cfg(unix)]
+mod interrupt;
+
+/// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
+mod convert;
+
+/// Every TYPE: its blocks are ggml's own and its file answers.
+mod types;
+
+/// `qvl tokenize`: a line for a line.
+mod tokenize;
+
+/// `qvl inspect`: what is in a file, and whether it is sound.
+mod inspect;
+
+/// `qvl doctor`, completions and man pages.
+mod manual;

@@ -1,0 +1,31 @@
+//! Ctrl-C keeps what came.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+use crate::models::random;
+use crate::programs::{Ran, qvl};
+
+/// An answer that goes on for thousands of tokens.
+fn long_answer() -> Child {
+    let mut command = qvl();
+    command.args(["ask", "--raw", "--temp", "0", "-c", "8192", "-n", "8000", "There is", "-m"]).arg(random().text);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn the_first_one_ends_the_answer_and_keeps_it() {
+    let mut child = long_answer();
+    // It has begun to answer.
+    let mut first = [0; 64];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let mut output = child.wait_with_output().unwrap();
+    output.stdout.splice(0..0, first);
+    let ran = Ran::from(output);
+    // After 8000 tokens it would be 0.
+    assert_eq!(ran.code, 130, "{ran:?}");
+    assert!(ran.out.ends_with('\n'), "{ran:?}");
+    assert_eq!(ran.err, "error: interrupted\n");
+}
