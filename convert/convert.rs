@@ -69,7 +69,7 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
     if args.verbose {
-        eprint!("{}", report::plan_text(&plan));
+        report::note(&report::plan_text(&plan));
     }
     notes(args, &plan);
     let about = About {
@@ -115,7 +115,7 @@ fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {
 
 fn print_plan(args: &Args, plan: &Plan, inventory: &Inventory) -> Result<()> {
     if matches!(inventory, Inventory::Nothing) && !args.quiet {
-        eprintln!("note: there are no weights here; the plan follows from config.json alone");
+        report::note("note: there are no weights here; the plan follows from config.json alone\n");
     }
     if args.json {
         return report::print(&report::plan_json(plan).to_string());
@@ -125,7 +125,7 @@ fn print_plan(args: &Args, plan: &Plan, inventory: &Inventory) -> Result<()> {
 }
 
 fn notes(args: &Args, plan: &Plan) {
-    plan.notes.iter().filter(|_| !args.quiet).for_each(|note| eprintln!("note: {note}"));
+    plan.notes.iter().filter(|_| !args.quiet).for_each(|note| report::note(&format!("note: {note}\n")));
 }
 
 /// Where everything will stand in the two files.

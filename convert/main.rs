@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     match try_main() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            report::note(&format!("error: {e}\n"));
             ExitCode::from(e.kind().exit_code())
         }
     }

@@ -30,6 +30,11 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Prints `text` to stderr; where nobody listens there is nobody to tell (`eprint!` would panic).
+pub fn note(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// The plan as an aligned table for each file, with totals.
 pub fn plan_text(plan: &Plan) -> String {
     let mut text = file_text(&plan.text);

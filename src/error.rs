@@ -1,7 +1,7 @@
 //! One error type for the whole library: a kind (which fixes the exit code) and one line for the person at the prompt.
 
 use std::error::Error as StdError;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::Path;
 
 /// What went wrong in the words of the command line; each kind has one exit code.
@@ -95,7 +95,8 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    /// One line: the message and the chain of sources, line breaks folded into spaces.
+    /// One line: the message and the chain of sources, line breaks folded into spaces. Other control characters, which
+    /// a name in a hostile file may hold, are escaped: they would reach the terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = self.message.clone();
         let mut source = self.source.as_deref().map(|s| s as &dyn StdError);
@@ -105,10 +106,13 @@ impl fmt::Display for Error {
             source = cause.source();
         }
         let mut words = line.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty());
-        if let Some(first) = words.next() {
-            f.write_str(first)?;
-        }
-        words.try_for_each(|part| write!(f, " {part}"))
+        let line =
+            words.next().unwrap_or_default().to_owned() + &words.map(|part| format!(" {part}")).collect::<String>();
+        line.chars().try_for_each(|c| match c {
+            '\u{2028}' | '\u{2029}' => write!(f, "{}", c.escape_unicode()),
+            _ if c.is_control() => write!(f, "{}", c.escape_default()),
+            _ => f.write_char(c),
+        })
     }
 }
 
@@ -135,5 +139,6 @@ mod tests {
             .at(Path::new("m.gguf"));
         assert_eq!(error.to_string(), "m.gguf: tensor \"a\" is odd: disk on fire");
         assert_eq!(error.kind().exit_code(), 3);
+        assert_eq!(Error::model("a\x1b[2Jb\u{9b}\u{2028}é").to_string(), "a\\u{1b}[2Jb\\u{9b}\\u{2028}é");
     }
 }

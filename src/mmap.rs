@@ -16,15 +16,20 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
-    /// Maps `path`. Errors (kind model): the file is missing, a directory, empty, or unreadable.
+    /// Maps `path`. Errors (kind model): the file is missing, a directory, a pipe or device, empty, or unreadable.
     pub fn open(path: &Path) -> Result<Self> {
         let open = || -> std::io::Result<(File, u64)> {
-            let file = File::open(path)?;
-            let metadata = file.metadata()?;
-            if metadata.is_dir() {
+            // Looked at before it is opened: opening a pipe would wait for its writer.
+            let kind = std::fs::metadata(path)?.file_type();
+            if kind.is_dir() {
                 return Err(std::io::Error::from(std::io::ErrorKind::IsADirectory));
             }
-            Ok((file, metadata.len()))
+            if !kind.is_file() {
+                return Err(std::io::Error::other("not a regular file"));
+            }
+            let file = File::open(path)?;
+            let n_bytes = file.metadata()?.len();
+            Ok((file, n_bytes))
         };
         let (file, n_bytes) = open().map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
         if n_bytes == 0 {

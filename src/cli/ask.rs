@@ -1,6 +1,7 @@
 //! `qvl ask`: one answer, streaming.
 
-use std::io::{IsTerminal, Read};
+use std::fs::File;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::args::{AskArgs, GenerationArgs};
 use super::pipeline::{self, Mmproj};
-use super::{STOP, print, print_json};
+use super::{STOP, print, print_error, print_json, read_text};
 
 /// Default system message of the chat format.
 pub const SYSTEM: &str = "You are a helpful assistant.";
@@ -135,7 +136,7 @@ fn question(args: &AskArgs) -> Result<String> {
     match (&args.prompt, &args.file) {
         (Some(prompt), _) => Ok(prompt.clone()),
         (None, Some(path)) => {
-            let text = std::fs::read_to_string(path);
+            let text = File::open(path).and_then(read_text);
             let text = text.map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))?;
             Ok(without_line_end(text))
         }
@@ -143,9 +144,7 @@ fn question(args: &AskArgs) -> Result<String> {
             Err(Error::usage("what is the question? give it as the last argument, with -f FILE, or on stdin"))
         }
         (None, None) => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
+            let text = read_text(std::io::stdin().lock())
                 .map_err(|e| Error::usage("cannot read the prompt from stdin").because(e))?;
             Ok(without_line_end(text))
         }
@@ -202,7 +201,7 @@ fn conclude(answer: &Answer, quiet: bool) -> Result<()> {
     match answer.finish {
         Finish::Interrupted => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
         Finish::Length if !quiet => {
-            eprintln!("note: the answer was cut after {} tokens; allow more with -n", answer.n_tokens);
+            print_error(&format!("note: the answer was cut after {} tokens; allow more with -n\n", answer.n_tokens));
             Ok(())
         }
         _ => Ok(()),

@@ -17,6 +17,8 @@ use serde_json::{Map, json};
 use super::args::InspectArgs;
 use super::{print, print_json};
 
+/// Widest column of names, in characters.
+const MAX_COLUMN: usize = 64;
 /// Elements of an array that are shown.
 const N_SHOWN: usize = 6;
 
@@ -79,9 +81,10 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         gguf.metadata().len(),
         gguf.tensors().len()
     );
-    let width = gguf.metadata().iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    // Names are escaped and columns narrow: a hostile file's would reach the terminal, or pad every line by 64 KiB.
+    let width = gguf.metadata().iter().map(|(key, _)| key.len()).max().unwrap_or(0).min(MAX_COLUMN);
     for (key, value) in gguf.metadata() {
-        let _ = writeln!(out, "  {key:width$}  {}", shown(value));
+        let _ = writeln!(out, "  {:width$}  {}", key.escape_debug().to_string(), shown(value));
     }
     out.push_str("\ntypes\n");
     for (ty, (n, bytes)) in by_type(gguf) {
@@ -92,8 +95,8 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         out.push_str("\ntensors (name, type, extents, bytes, offset)\n");
         for t in gguf.tensors() {
             let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
-            let _ =
-                writeln!(out, "  {:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.name, t.ty.name(), t.n_bytes, t.offset);
+            let name = t.name.escape_debug().to_string();
+            let _ = writeln!(out, "  {name:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.ty.name(), t.n_bytes, t.offset);
         }
     }
     if args.verify {

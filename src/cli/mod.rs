@@ -9,7 +9,7 @@ mod pipeline;
 mod tokenize;
 mod trace;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
     let verbose = cli.verbose;
     set_log(move |level, text| {
         if verbose || level == LogLevel::Error && std::env::var_os("QVL_DEBUG").is_some() {
-            eprint!("{text}");
+            print_error(text);
         }
     });
     let handler = || {
@@ -71,14 +71,30 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(ErrorKind::Usage.exit_code());
     }
     let text = error.to_string();
-    let message = text.split("\n\nUsage").next().unwrap_or_default();
+    let message =
+        ["\n\nUsage", "\n\nFor more"].iter().fold(text.as_str(), |text, end| text.split(end).next().unwrap_or(text));
     let message = message.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
     report(&Error::usage(format!("{message} (see --help)")))
 }
 
 fn report(error: &Error) -> ExitCode {
-    eprintln!("error: {error}");
+    print_error(&format!("error: {error}\n"));
     ExitCode::from(error.kind().exit_code())
+}
+
+/// Writes to stderr; where nobody listens there is nobody to tell (`eprint!` would panic).
+fn print_error(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Reads a prompt or a list of ids, in full but not without end.
+fn read_text(input: impl Read) -> io::Result<String> {
+    const MAX_BYTES: u64 = 64 << 20;
+    let mut text = String::new();
+    if input.take(MAX_BYTES + 1).read_to_string(&mut text)? as u64 > MAX_BYTES {
+        return Err(io::Error::other("it is larger than 64 MiB"));
+    }
+    Ok(text)
 }
 
 /// Writes to stdout at once. A closed pipe ends the process quietly, as other tools do.

@@ -18,12 +18,12 @@ use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionModel};
 
 use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, RepackMode, kv_type};
-use super::{STOP, doctor};
+use super::{STOP, doctor, print_error};
 
 /// Opens the text file, and warns if this build is slower than the machine.
 pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
     if !quiet && let Some(warning) = doctor::simd_warning() {
-        eprintln!("warning: {warning}");
+        print_error(&format!("warning: {warning}\n"));
     }
     TextFile::open(&args.model)
 }

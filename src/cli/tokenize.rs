@@ -1,6 +1,6 @@
 //! `qvl tokenize`: JSON lines in, JSON lines out.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +45,7 @@ pub fn run_file(model: &std::path::Path) -> Result<()> {
 /// Answers every line of `input` with one line of `output`, flushed at once so that a program can converse over pipes.
 /// A bad line is answered with its error, and the next one goes on.
 ///
-/// Errors: only those of reading and writing.
+/// Errors: only those of reading and writing; a closed pipe ends it quietly.
 pub fn run(tokenizer: &Tokenizer, mut input: impl BufRead, mut output: impl Write) -> Result<()> {
     let mut line = Vec::new();
     while let Some(whole) = read_line(&mut input, &mut line)? {
@@ -54,7 +54,11 @@ pub fn run(tokenizer: &Tokenizer, mut input: impl BufRead, mut output: impl Writ
             Line::Cut => Err(Error::usage(format!("line of more than {MAX_LINE_BYTES} bytes"))),
         };
         let answer = answer.unwrap_or_else(|error| Answer::Error(error.to_string()));
-        write(&mut output, &answer).map_err(|cause| Error::other("standard output").because(cause))?;
+        match write(&mut output, &answer) {
+            // Nobody reads on: the end, and no error, as with other tools.
+            Err(cause) if cause.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            written => written.map_err(|cause| Error::other("standard output").because(cause))?,
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `qvl trace`: the numbers inside, as one safetensors file.
 
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -12,10 +13,10 @@ use qvl::tokenizer::TokenId;
 use serde_json::{Map, json};
 use tempfile::NamedTempFile;
 
-use super::STOP;
 use super::args::TraceArgs;
 use super::ask::{build_prompt, too_long};
 use super::pipeline::{self, Mmproj, TracedImage};
+use super::{STOP, read_text};
 
 /// Most logit rows that are held in memory at once.
 const N_ROWS_AT_ONCE: usize = 256;
@@ -39,8 +40,12 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     let pictures = pipeline::load_pictures(&paths, &args.images)?;
     let n_prompt = prompt.n_positions(h.n_queries);
     let mut settings = pipeline::session_settings(h, &args.context, n_prompt, args.predict)?;
-    if n_prompt + args.predict > settings.n_ctx {
-        return Err(too_long(n_prompt + args.predict, settings.n_ctx));
+    let n_wanted = n_prompt.saturating_add(args.predict);
+    if n_wanted > settings.n_ctx {
+        return Err(too_long(n_wanted, settings.n_ctx));
+    }
+    if args.output.is_dir() {
+        return Err(Error::other("cannot write here: this is a directory").at(&args.output));
     }
     settings.n_outputs = n_prompt.clamp(1, N_ROWS_AT_ONCE);
     let images = match pictures.is_empty() {
@@ -87,7 +92,8 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
 }
 
 fn prompt_of_ids(text: &TextFile, path: &Path) -> Result<Prompt> {
-    let json = std::fs::read_to_string(path).map_err(|e| Error::usage("cannot read the ids").because(e).at(path))?;
+    let json = File::open(path).and_then(read_text);
+    let json = json.map_err(|e| Error::usage("cannot read the ids").because(e).at(path))?;
     let ids: Vec<TokenId> = serde_json::from_str(&json)
         .map_err(|e| Error::usage("expected a JSON array of token ids").because(e).at(path))?;
     prompt::from_ids(text.tokenizer(), &ids)

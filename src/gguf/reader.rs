@@ -13,8 +13,8 @@ const MAX_COUNT: u64 = 1 << 20;
 /// Longest key in bytes (the specification's limit).
 const MAX_KEY_BYTES: u64 = 65535;
 
-/// The header of a GGUF file. Having one says: counts are sane, keys and tensor names are unique UTF-8, and every
-/// tensor's bytes lie inside the file, aligned and apart from each other.
+/// The header of a GGUF file. Having one says: counts are sane, keys and tensor names are unique UTF-8, not
+/// empty and without zero bytes, and every tensor's bytes lie inside the file, aligned and apart from each other.
 #[derive(Debug)]
 pub struct Gguf {
     version: u32,
@@ -242,7 +242,7 @@ fn read_metadata(cursor: &mut Cursor, n_keys: u64) -> Result<Keys> {
     let mut metadata = Vec::new();
     let mut index = HashMap::new();
     for nth in 0..n_keys {
-        let key = cursor.string(MAX_KEY_BYTES, &format!("the name of metadata key {nth}"))?;
+        let key = cursor.name(MAX_KEY_BYTES, &format!("metadata key {nth}"))?;
         let what = format!("metadata key {key}");
         let type_id = cursor.u32(&what)?;
         let value_type = ValueType::from_id(type_id)
@@ -326,7 +326,7 @@ fn too_long(what: &str, n: u64) -> Error {
 
 /// Reads one entry of the tensor list; its offset is still relative to the data section.
 fn read_tensor(cursor: &mut Cursor, nth: u64) -> Result<TensorInfo> {
-    let name = cursor.string(MAX_NAME_BYTES as u64, &format!("the name of tensor {nth}"))?;
+    let name = cursor.name(MAX_NAME_BYTES as u64, &format!("tensor {nth}"))?;
     let n_dims = cursor.u32(&name)? as usize;
     if !(1..=MAX_DIMS).contains(&n_dims) {
         return Err(Error::model(format!("tensor {name:?} has {n_dims} dimensions (expected 1 to {MAX_DIMS})")));
@@ -414,6 +414,17 @@ impl<'a> Cursor<'a> {
             return Err(Error::model(format!("{what} is {n} (at most {MAX_COUNT} are accepted)")));
         }
         Ok(n)
+    }
+
+    /// A name, not empty and without a zero byte: ggml aborts on the one and, comparing C strings, would find
+    /// another name than we in the other.
+    fn name(&mut self, max_bytes: u64, of: &str) -> Result<String> {
+        let name = self.string(max_bytes, &format!("the name of {of}"))?;
+        match name.as_str() {
+            "" => Err(Error::model(format!("{of} has an empty name"))),
+            _ if name.contains('\0') => Err(Error::model(format!("the name of {of}, {name:?}, contains a zero byte"))),
+            _ => Ok(name),
+        }
     }
 
     fn string(&mut self, max_bytes: u64, what: &str) -> Result<String> {

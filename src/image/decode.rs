@@ -1,6 +1,7 @@
 //! A file's bytes to an upright [`Picture`].
 
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use ::image::metadata::Orientation as Turn;
@@ -13,9 +14,17 @@ use crate::error::{Error, Result};
 /// Memory that one decoder may take, in bytes: the largest picture at 16-bit RGBA (1.4 GB), with room for its tables.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 + (256 << 20);
 
+/// A larger file is refused before it fills the memory (an endless one, as devices and pipes may be, would).
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
 /// Reads the picture in the file `path`. See [`decode`]; the path stands in front of every error, also of a missing file's.
 pub fn load(path: &Path, orientation: Orientation) -> Result<Picture> {
-    let bytes = std::fs::read(path).map_err(|e| Error::image("cannot read the picture").because(e).at(path))?;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(|e| Error::image("cannot read the picture").because(e).at(path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::image("the file is larger than 1 GiB").at(path));
+    }
     decode(&bytes, orientation).map_err(|e| e.at(path))
 }
 

@@ -12,7 +12,7 @@ mod sampler;
 pub use context::{Context, ContextParams, FlashAttention, Input, Outputs, Rotated, RotatedRows};
 pub use log::{LogLevel, set_log};
 pub use model::{LoadMode, Model, ModelParams};
-pub use sampler::{Sampler, SamplerSettings};
+pub use sampler::{MIN_TEMP, Sampler, SamplerSettings};
 
 use std::sync::OnceLock;
 

@@ -8,7 +8,7 @@ use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerSettings {
-    /// Divides logits; 0 always takes the most likely token.
+    /// Divides logits; 0 (and anything below [`MIN_TEMP`]) always takes the most likely token.
     pub temp: f32,
     /// Most likely tokens kept; 0 keeps all.
     pub top_k: u32,
@@ -22,6 +22,9 @@ pub struct SamplerSettings {
     pub seed: u32,
 }
 
+/// Temperatures below are 0: the quotients would leave f32, and there is no other choice left anyway.
+pub const MIN_TEMP: f32 = 1e-4;
+
 /// A chain of samplers: repetition penalty, temperature, top-k, top-p, min-p, then a draw, as the reference orders them.
 pub struct Sampler {
     chain: LlamaSampler,
@@ -30,9 +33,12 @@ pub struct Sampler {
 
 impl Sampler {
     /// A chain for these settings over `n_vocab` logits.
-    pub fn new(settings: SamplerSettings, n_vocab: usize) -> Self {
+    pub fn new(mut settings: SamplerSettings, n_vocab: usize) -> Self {
         /// Tokens that the repetition penalty looks back at: all, since no context is longer.
         const PENALTY_WINDOW: i32 = 1 << 16;
+        if settings.temp < MIN_TEMP {
+            settings.temp = 0.0;
+        }
         let s = settings;
         let mut chain = Vec::new();
         if s.repeat_penalty != 1.0 {

@@ -22,6 +22,10 @@ use crate::vision::ImageEmbedding;
 /// buffers would grow and the weights' traffic no longer counts.
 const MAX_UBATCH: usize = 2048;
 
+/// Largest magnitude of a logit from which samplers are given a choice: far beyond any model's, and small enough to be
+/// divided by the smallest temperature and penalty without becoming infinite.
+const MAX_LOGIT: f32 = 1e30;
+
 /// A text GGUF that has been proven, with its tokenizer; no weight has been touched.
 pub struct TextFile {
     path: PathBuf,
@@ -175,9 +179,15 @@ impl<'m> Session<'m> {
         self.feed(&[Input::Token(id.to_u32())], Outputs::Last)
     }
 
-    /// Logits of the last position, a value for each row of the vocabulary, unused rows included.
+    /// Logits of the last position, a value for each row of the vocabulary, unused rows included. Errors: kind model
+    /// when they are beyond [`MAX_LOGIT`] or no numbers at all, from which nothing can be chosen.
     pub fn logits(&self) -> Result<&[f32]> {
-        self.context.logits(self.last).ok_or_else(|| Error::other("no logits yet: nothing was read"))
+        let logits = self.context.logits(self.last);
+        let logits = logits.ok_or_else(|| Error::other("no logits yet: nothing was read"))?;
+        if logits.iter().all(|x| x.abs() <= MAX_LOGIT) {
+            return Ok(logits);
+        }
+        Err(Error::model("the logits are not finite: the weights are damaged or too large (see qvl inspect --verify)"))
     }
 
     fn feed(&mut self, inputs: &[Input<'_>], outputs: Outputs) -> Result<()> {

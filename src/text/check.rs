@@ -1,7 +1,9 @@
 //! Proves a text GGUF before llama.cpp sees it, since llama.cpp answers some bad numbers with abort().
 
+use std::collections::HashMap;
+
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, TensorInfo, Value};
+use crate::gguf::{Gguf, TensorInfo, Value, ValueType};
 use crate::names::{text as key, text_tensor as name, vocab};
 use crate::quant::GgmlType;
 
@@ -31,7 +33,9 @@ const KNOWN_KEYS: [&str; 18] = [
 ];
 
 /// Keys of the group `general.*` and others that llama.cpp would act on in ways that this runtime does not want.
-const REFUSED_PREFIXES: [&str; 4] = ["split.", "adapter.", "training.", "quantize."];
+const REFUSED_PREFIXES: [&str; 6] = ["split.", "adapter.", "training.", "quantize.", "xielu.", "general.tensor_extra."];
+/// What llama.cpp's buffer over the mapped file asserts, in bytes.
+const CPU_ALIGNMENT: u64 = 32;
 
 /// Proves metadata and tensors of a text file. Errors (kind model) name the key or tensor.
 pub fn check(gguf: &Gguf, h: &TextHparams) -> Result<()> {
@@ -42,6 +46,12 @@ pub fn check(gguf: &Gguf, h: &TextHparams) -> Result<()> {
             return Err(Error::model(format!("metadata key {key} is not part of a Qwen-VL text model")));
         }
     }
+    if !gguf.alignment().is_multiple_of(CPU_ALIGNMENT) {
+        return Err(Error::model(format!(
+            "tensor data is aligned to {} bytes (expected a multiple of {CPU_ALIGNMENT}); convert the model again",
+            gguf.alignment()
+        )));
+    }
     check_types(gguf)?;
     check_vocab(gguf, h)?;
     check_tensors(gguf, h)
@@ -49,26 +59,26 @@ pub fn check(gguf: &Gguf, h: &TextHparams) -> Result<()> {
 
 /// llama.cpp insists on exact value types, and on sizes that fit 32 bits.
 fn check_types(gguf: &Gguf) -> Result<()> {
-    let integers = [
-        key::CONTEXT_LENGTH,
-        key::EMBEDDING_LENGTH,
-        key::BLOCK_COUNT,
-        key::FEED_FORWARD_LENGTH,
-        key::HEAD_COUNT,
-        key::ROPE_DIMENSION_COUNT,
-        vocab::EOS,
-        vocab::EOT,
-        vocab::PADDING,
+    let expected = [
+        (key::CONTEXT_LENGTH, ValueType::U32),
+        (key::EMBEDDING_LENGTH, ValueType::U32),
+        (key::BLOCK_COUNT, ValueType::U32),
+        (key::FEED_FORWARD_LENGTH, ValueType::U32),
+        (key::HEAD_COUNT, ValueType::U32),
+        (key::ROPE_DIMENSION_COUNT, ValueType::U32),
+        (key::RMS_EPS, ValueType::F32),
+        (key::ROPE_FREQ_BASE, ValueType::F32),
+        (vocab::EOS, ValueType::U32),
+        (vocab::EOT, ValueType::U32),
+        (vocab::PADDING, ValueType::U32),
+        (vocab::ADD_BOS, ValueType::Bool),
+        (vocab::CHAT_TEMPLATE, ValueType::String),
     ];
-    for key in integers {
-        match gguf.get(key) {
-            None | Some(Value::U32(_)) => {}
-            Some(other) => {
-                return Err(Error::model(format!("metadata key {key} is a {:?} (expected U32)", other.value_type())));
-            }
-        }
-    }
-    Ok(())
+    let wrong = |(key, ty): &(&str, ValueType)| {
+        let found = gguf.get(key).map(Value::value_type).filter(|found| found != ty)?;
+        Some(Error::model(format!("metadata key {key} is a {found:?} (expected {ty:?})")))
+    };
+    expected.iter().find_map(wrong).map_or(Ok(()), Err)
 }
 
 fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
@@ -82,9 +92,8 @@ fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
     if n_types != h.n_vocab {
         return Err(Error::model(format!("{n_types} token types for {} tokens", h.n_vocab)));
     }
-    if let Some(merge) =
-        gguf.strings(vocab::MERGES)?.iter().find(|m| m.split(' ').filter(|p| !p.is_empty()).count() != 2)
-    {
+    let is_merge = |m: &str| m.split(' ').count() == 2 && !m.split(' ').any(str::is_empty);
+    if let Some(merge) = gguf.strings(vocab::MERGES)?.iter().find(|m| !is_merge(m)) {
         return Err(Error::model(format!("{} holds {merge:?} (expected two tokens)", vocab::MERGES)));
     }
     for key in [vocab::EOS, vocab::EOT, vocab::PADDING] {
@@ -92,7 +101,23 @@ fn check_vocab(gguf: &Gguf, h: &TextHparams) -> Result<()> {
             return Err(Error::model(format!("metadata key {key} is beyond the vocabulary of {} tokens", h.n_vocab)));
         }
     }
+    check_tokens(gguf.strings(vocab::TOKENS)?)
+}
 
+/// llama.cpp asserts that no two tokens are equal as C strings, unused ones included.
+fn check_tokens(tokens: &[String]) -> Result<()> {
+    let mut ids = HashMap::with_capacity(tokens.len());
+    for (id, token) in tokens.iter().enumerate() {
+        if token.is_empty() {
+            return Err(Error::model(format!("vocabulary: token {id} is empty")));
+        }
+        if token.contains('\0') {
+            return Err(Error::model(format!("vocabulary: token {id}, {token:?}, contains a zero byte")));
+        }
+        if let Some(other) = ids.insert(token.as_str(), id) {
+            return Err(Error::model(format!("vocabulary: tokens {other} and {id} are the same, {token:?}")));
+        }
+    }
     Ok(())
 }
 

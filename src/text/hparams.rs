@@ -107,7 +107,7 @@ impl TextHparams {
             top_k: gguf.opt_u64(sampling::TOP_K)?.unwrap_or(0).min(1 << 24) as u32,
             top_p: gguf.opt_f32(sampling::TOP_P)?.unwrap_or(1.0).clamp(0.0, 1.0),
             repeat_penalty: gguf.opt_f32(sampling::REPEAT_PENALTY)?.unwrap_or(1.0),
-            vision_id: gguf.opt_str(general::VISION_ID)?.unwrap_or_default().to_owned(),
+            vision_id: gguf.str(general::VISION_ID)?.to_owned(),
         };
         h.prove(gguf)?;
         Ok(h)
@@ -124,6 +124,12 @@ impl TextHparams {
             let (n_embd, n_head) = (self.n_embd, self.n_head);
             return Err(Error::model(format!("{n_embd} values do not make {n_head} heads of an even width")));
         }
+        if !gguf.count(key::FEED_FORWARD_LENGTH, 2..=1 << 20)?.is_multiple_of(2) {
+            return Err(Error::model(format!("{} is odd (expected twice a matrix's rows)", key::FEED_FORWARD_LENGTH)));
+        }
+        if self.vision_id.is_empty() {
+            return Err(Error::model(format!("{} is empty", general::VISION_ID)));
+        }
         let n_rot = gguf.count(key::ROPE_DIMENSION_COUNT, 1..=1 << 16)?;
         if n_rot != d_head {
             return Err(Error::model(format!("{} is {n_rot} (expected {d_head})", key::ROPE_DIMENSION_COUNT)));
@@ -135,7 +141,7 @@ impl TextHparams {
         if !(self.rope_freq_base > 1.0 && self.rope_freq_base <= 1e9) {
             return Err(Error::model(format!("{} is {}", key::ROPE_FREQ_BASE, self.rope_freq_base)));
         }
-        if !(self.repeat_penalty > 0.0 && self.repeat_penalty < 100.0) {
+        if !(0.01..=100.0).contains(&self.repeat_penalty) {
             return Err(Error::model(format!("{} is {}", sampling::REPEAT_PENALTY, self.repeat_penalty)));
         }
         let in_range = 1..=1usize << 20;

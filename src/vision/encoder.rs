@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::ggml::{Backend, Context, Tensor};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::image::PixelValues;
+use crate::memory::{available_bytes, human_bytes};
 
 use super::weights::Weights;
 use super::{VisionHparams, resampler, vit};
@@ -61,7 +62,8 @@ impl<'d> VisionModel<'d> {
         &self.hparams
     }
 
-    /// Encodes one picture on `backend`. Cost: one pass over the vision weights; allocates the compute buffer anew.
+    /// Encodes one picture on `backend`. Errors: kind memory when the compute buffer does not fit, kind model when the
+    /// result is not finite. Cost: one pass over the vision weights; allocates the compute buffer anew.
     pub fn encode(&self, backend: &Backend<'_>, pixels: &PixelValues, kind: Attention) -> Result<ImageEmbedding> {
         self.run(backend, pixels, kind, None)
     }
@@ -107,13 +109,25 @@ impl<'d> VisionModel<'d> {
             outputs.extend(named.iter().map(|(_, t)| *t));
         }
         let mut graph = backend.allocate(c.graph(&outputs))?;
+        let n_bytes = graph.buffer_bytes() as u64;
+        if let Some(available) = available_bytes().filter(|available| n_bytes > *available) {
+            let [needed, available] = [n_bytes, available].map(human_bytes);
+            return Err(Error::memory(format!("a picture needs {needed} to be computed, {available} are available")));
+        }
         graph.set(patches, &to_patches(pixels, h.patch_size));
         graph.compute()?;
         if let Some(taps) = taps {
             let values = |(name, t): (String, Tensor<'_>)| (name, t.dims()[1], t.dims()[0], graph.get(t));
             taps.tensors = named.into_iter().map(values).collect();
         }
-        Ok(ImageEmbedding { n_queries: h.n_queries, d_out: h.d_out, data: graph.get(output) })
+        let data = graph.get(output);
+        if !data.iter().all(|x| x.is_finite()) {
+            return Err(Error::model(
+                "the embedding of the picture is not finite: the mmproj's weights are damaged or too large \
+                 (see qvl inspect --verify)",
+            ));
+        }
+        Ok(ImageEmbedding { n_queries: h.n_queries, d_out: h.d_out, data })
     }
 }
 

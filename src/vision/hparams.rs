@@ -52,6 +52,9 @@ impl VisionHparams {
                 key::PROJECTOR
             )));
         }
+        if gguf.opt_bool(key::USE_GELU)? == Some(false) {
+            return Err(Error::model(format!("{} is false (expected true)", key::USE_GELU)));
+        }
         let three = |key: &str| gguf.f32s(key, 3).map(|v| [v[0], v[1], v[2]]);
         let h = VisionHparams {
             image_size: gguf.count(key::IMAGE_SIZE, 1..=4096)?,
