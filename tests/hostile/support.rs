@@ -129,9 +129,9 @@ pub fn picture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures/gradient.png")
 }
 
-/// The sound pair of a type, converted once.
+/// The sound pair of a type, converted once a run, over that of the run before.
 fn pair(ty: &str) -> Pair {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hostile-{}-{ty}", std::process::id()));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hostile-{ty}"));
     let mut command = convert();
     command.arg(checkpoint()).args(["-q", "--name", "m", "--force", "-t", ty, "--vision-type", ty]).arg("-o").arg(&dir);
     run(&mut command).succeeds();
