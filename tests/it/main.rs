@@ -26,6 +26,9 @@ mod pictures;
 /// What half precision, quantised caches, fused attention and threads cost in accuracy.
 mod precision;
 
+/// The text file in stock llama.cpp.
+mod stock;
+
 /// Ctrl-C keeps what came.
 #[cfg(unix)]
 mod interrupt;
