@@ -1,0 +1,74 @@
+//! Micro-benchmarks of the parts that run before the first token: `cargo bench`.
+//!
+//! Prints the median of several runs and, where there is a simple lower bound, the ratio to it; absolute times are those
+//! of the machine at hand. No model is needed beyond `models/qvl-random`.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use qvl::image::{Picture, normalise, resize};
+use qvl::llama::{Rotated, RotatedRows};
+use qvl::session::TextFile;
+use qvl::text::Rotary;
+use qvl::tokenizer::Special;
+
+/// Runs of each measurement; the median counts.
+const N_RUNS: usize = 9;
+
+fn main() {
+    let photo =
+        Picture::new(4000, 3000, (0..36_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect());
+    let photo = photo.expect("as many bytes as pixels need");
+    let copy = median(|| drop(black_box(photo.pixels().to_vec())));
+    report("copy of a 12-megapixel photo", copy, None);
+    report("resize to 448 x 448", median(|| drop(black_box(resize(&photo, 448, 448)))), Some(copy));
+    let small = resize(&photo, 448, 448);
+    report("normalise", median(|| drop(black_box(normalise(&small, [0.5; 3], [0.25; 3])))), None);
+
+    let Some(model) = std::env::var_os("QVL_MODEL") else {
+        println!("set QVL_MODEL to a text GGUF to measure its header, tokenizer and rotation as well");
+        return;
+    };
+    let model = std::path::PathBuf::from(model);
+    report("open the text file", median(|| drop(black_box(TextFile::open(&model)))), None);
+    let file = match TextFile::open(&model) {
+        Ok(file) => file,
+        Err(error) => return eprintln!("error: {error}"),
+    };
+    let text = "The quick brown fox, 1234 times. 图中是什么? ".repeat(20_000);
+    report("tokenize 1 MB", median(|| drop(black_box(file.tokenizer().encode(&text, Special::All)))), None);
+
+    let (h, n) = (file.hparams(), 288);
+    let positions: Vec<i32> = (0..n).collect();
+    let mut rows = vec![0.5f32; n as usize * h.n_embd];
+    let mut rotary = Rotary::new(h, n as usize);
+    let time = median(|| {
+        for which in [Rotated::Queries, Rotated::Keys] {
+            rotary.rotate(RotatedRows { which, positions: &positions, rows: &mut rows });
+        }
+    });
+    report("rotate queries and keys of a layer, 288 positions", time, None);
+    let time = median(|| {
+        for which in [Rotated::Queries, Rotated::Keys] {
+            rotary.rotate(RotatedRows { which, positions: &positions[..1], rows: &mut rows[..h.n_embd] });
+        }
+    });
+    report("the same for one position", time, None);
+}
+
+fn median(mut run: impl FnMut()) -> Duration {
+    let mut times: Vec<Duration> = (0..N_RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[N_RUNS / 2]
+}
+
+fn report(what: &str, time: Duration, against: Option<Duration>) {
+    let ratio = against.map(|a| format!("  {:.1} x the copy", time.as_secs_f64() / a.as_secs_f64()));
+    println!("{what:52} {:>10.3} ms{}", time.as_secs_f64() * 1e3, ratio.unwrap_or_default());
+}
