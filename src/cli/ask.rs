@@ -101,7 +101,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     } else {
         print("\n")?;
     }
-    conclude(&answer, quiet)
+    conclude(&answer, n_predict, quiet)
 }
 
 /// The prompt and the pictures that it shows, those of `-i` first.
@@ -197,11 +197,12 @@ fn regions(text: &str, picture: Option<&Picture>) -> Vec<Value> {
     grounding::regions(text).0.into_iter().map(one).collect()
 }
 
-fn conclude(answer: &Answer, quiet: bool) -> Result<()> {
+fn conclude(answer: &Answer, n_predict: usize, quiet: bool) -> Result<()> {
     match answer.finish {
         Finish::Interrupted => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
         Finish::Length if !quiet => {
-            print_error(&format!("note: the answer was cut after {} tokens; allow more with -n\n", answer.n_tokens));
+            let reason = if answer.n_tokens < n_predict { "the context is full; use a larger -c" } else { "allow more with -n" };
+            print_error(&format!("note: the answer was cut after {} tokens; {reason}\n", answer.n_tokens));
             Ok(())
         }
         _ => Ok(()),

@@ -180,7 +180,7 @@ impl<'m> Session<'m> {
     }
 
     /// Logits of the last position, a value for each row of the vocabulary, unused rows included. Errors: kind model
-    /// when they are beyond [`MAX_LOGIT`] or no numbers at all, from which nothing can be chosen.
+    /// when they are beyond 1e30 or no numbers at all, from which nothing can be chosen.
     pub fn logits(&self) -> Result<&[f32]> {
         let logits = self.context.logits(self.last);
         let logits = logits.ok_or_else(|| Error::other("no logits yet: nothing was read"))?;
