@@ -201,7 +201,8 @@ fn conclude(answer: &Answer, n_predict: usize, quiet: bool) -> Result<()> {
     match answer.finish {
         Finish::Interrupted => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
         Finish::Length if !quiet => {
-            let reason = if answer.n_tokens < n_predict { "the context is full; use a larger -c" } else { "allow more with -n" };
+            let reason =
+                if answer.n_tokens < n_predict { "the context is full; use a larger -c" } else { "allow more with -n" };
             print_error(&format!("note: the answer was cut after {} tokens; {reason}\n", answer.n_tokens));
             Ok(())
         }
