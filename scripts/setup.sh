@@ -5,9 +5,11 @@ set -euo pipefail
 
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
-    ldconfig -p 2>/dev/null | grep -q 'libclang\(-[0-9.]*\)\?\.so' && return 0
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null && return 0
-    [ "$(uname)" = Darwin ] && xcode-select -p >/dev/null 2>&1
+    [ "$(uname)" = Darwin ] && xcode-select -p >/dev/null 2>&1 && return 0
+    # Debian ships the library and clang's own headers (stddef.h), which it cannot do without, in two packages.
+    compgen -G '/usr/lib/llvm-*/lib/libclang[.-][0-9s]*' >/dev/null &&
+        compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null && return 0
+    ! command -v apt-get >/dev/null && ldconfig -p 2>/dev/null | grep -q 'libclang[-0-9.]*\.so'
 }
 
 missing=()
