@@ -2,10 +2,12 @@
 //!
 //! Values go one way: bytes → [`Picture`] (RGB8 of the file) → [`Picture`] (RGB8 of the model's size) → [`PixelValues`].
 //! Everything here imitates what Pillow and torchvision do in the reference (Qwen-VL's `visual.py`: `Image.open`,
-//! `convert("RGB")`, `Resize(BICUBIC)`, `ToTensor`, `Normalize`), because the model was trained on exactly that.
+//! `convert("RGB")`, `Resize(BICUBIC)`, `ToTensor`, `Normalize`), because the model was trained on exactly that. The way
+//! back to a file, [`encode`], is for people.
 
 mod colour;
 mod decode;
+mod encode;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
@@ -17,6 +19,7 @@ mod resize;
 mod taps;
 
 pub use decode::{decode, load};
+pub use encode::{FileFormat, encode};
 pub use normalise::{PixelValues, normalise};
 pub use resize::resize;
 
@@ -68,6 +71,11 @@ impl Picture {
     /// The bytes, `[height, width, 3]`, RGB, row by row.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
+    }
+
+    /// The same bytes, to paint on.
+    pub fn pixels_mut(&mut self) -> &mut [u8] {
+        &mut self.pixels
     }
 
     /// Gives the bytes away, `[height, width, 3]`, without copying.
