@@ -1,5 +1,12 @@
 //! Regions in answers: `<ref>phrase</ref><box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners, numbers from 0 to
-//! 1000 of the picture's width and height. Source: spec sections 7 and 9.
+//! 1000 of the picture's width and height; and their drawing. Source: spec sections 7 and 9.
+
+mod canvas;
+mod draw;
+mod labels;
+mod text;
+
+pub use draw::draw;
 
 use serde::Serialize;
 
@@ -23,9 +30,27 @@ impl Region {
     /// The same box in pixels of a picture of `width` × `height`, truncated as the reference draws it and kept inside.
     pub fn box_pixels(&self, width: u32, height: u32) -> [i64; 4] {
         let [x1, y1, x2, y2] = self.box_1000();
-        let scale = |v: i64, extent: u32| (v.clamp(0, 1000) as f64 / 1000.0 * f64::from(extent)) as i64;
-        [scale(x1, width), scale(y1, height), scale(x2, width), scale(y2, height)]
+        [to_pixel(x1, width), to_pixel(y1, height), to_pixel(x2, width), to_pixel(y2, height)]
     }
+
+    /// The four corners in pixels of a picture of `width` × `height`, in drawing order, each on one of its pixels.
+    ///
+    /// A quad's as the model wrote them; everything else is drawn as the box around it.
+    fn outline(&self, width: u32, height: u32) -> [[i64; 2]; 4] {
+        let [x1, y1, x2, y2] = self.box_1000();
+        let around = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
+        let corners = self.corners_1000.as_slice().try_into().unwrap_or(around);
+        corners.map(|[x, y]| {
+            let (x, y) = (to_pixel(x, width), to_pixel(y, height));
+            // 1000 is the far edge, which is no pixel any more.
+            [x.min(i64::from(width) - 1), y.min(i64::from(height) - 1)]
+        })
+    }
+}
+
+/// Thousandths of `extent` to pixels, 0 to `extent`, truncated.
+fn to_pixel(v: i64, extent: u32) -> i64 {
+    (v.clamp(0, 1000) as f64 / 1000.0 * f64::from(extent)) as i64
 }
 
 /// All well-formed regions of `text` in order, and how many malformed ones were passed over.
