@@ -56,6 +56,9 @@ pub struct AskArgs {
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,
+    /// Write the last picture with the answer's regions drawn on it (.png, .jpg or .webp)
+    #[arg(long, value_name = "FILE")]
+    pub annotate: Option<PathBuf>,
     /// Read the prompt from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,

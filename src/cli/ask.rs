@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use qvl::error::{Error, ErrorKind, Result};
-use qvl::grounding;
-use qvl::image::Picture;
+use qvl::grounding::{self, Region};
 use qvl::llama::{Sampler, SamplerSettings};
 use qvl::memory::peak_rss_bytes;
 use qvl::prompt::{self, ChatSettings, Message, Prompt};
@@ -15,6 +14,7 @@ use qvl::session::{Answer, Finish, GenerateSettings, Session, TextFile, generate
 use qvl::text::{ChatFormat, TextHparams};
 use serde_json::{Value, json};
 
+use super::annotate::Annotation;
 use super::args::{AskArgs, GenerationArgs};
 use super::pipeline::{self, Mmproj};
 use super::{STOP, print, print_error, print_json, read_text};
@@ -25,6 +25,7 @@ pub const SYSTEM: &str = "You are a helpful assistant.";
 /// Runs it.
 pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     let start = Instant::now();
+    let annotation = args.annotate.as_deref().map(Annotation::new).transpose()?;
     let question = question(args)?;
     let text = pipeline::open_text(&args.model, quiet)?;
     let h = text.hparams();
@@ -34,7 +35,10 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     }
     let paths = args.images.image.clone();
     let (prompt, paths) = build_prompt(&text, &question, paths, raw, args.generation.system.as_deref())?;
-    let pictures = pipeline::load_pictures(&paths, &args.images)?;
+    let mut pictures = pipeline::load_pictures(&paths, &args.images)?;
+    if let Some(annotation) = &annotation {
+        annotation.check(&paths, &pictures)?;
+    }
     let n_prompt = prompt.n_positions(h.n_queries);
     let n_predict = args.generation.predict.unwrap_or(h.max_new_tokens);
     let settings = pipeline::session_settings(h, &args.context, n_prompt, n_predict)?;
@@ -50,6 +54,11 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         false => Mmproj::open(&args.model, &text)?.encode(&pictures, &args.context, quiet)?,
     };
     let encode = encode_start.elapsed();
+    // The model's coordinates refer to the last picture. Its pixels stay only if they are to be drawn on, as they were
+    // seen (the file may change meanwhile, or be a pipe); those of the others go now.
+    let last_size = pictures.last().map(|p| (p.width(), p.height()));
+    let last = annotation.and_then(|annotation| Some((annotation, pictures.pop()?)));
+    drop(pictures);
 
     let load_start = Instant::now();
     let model = pipeline::load_model(&text, &args.context, quiet)?;
@@ -75,11 +84,17 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         if args.json { Ok(()) } else { print(&out.push(piece)) }
     })?;
     let decode = decode_start.elapsed();
+    let answer_text = if raw { answer.text.as_str() } else { answer.text.trim() };
+    let found = grounding::regions(answer_text);
+    if !args.json {
+        print("\n")?;
+    }
+    // An answer that came is printed even if its picture cannot be written.
+    let drawn = last.map_or(Ok(()), |(annotation, picture)| annotation.write(picture, &found, quiet));
     if args.json {
         let ms = |d: std::time::Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         let per_second = answer.n_tokens as f64 / decode.as_secs_f64().max(1e-9);
-        let answer_text = if raw { answer.text.as_str() } else { answer.text.trim() };
-        print_json(&json!({
+        let mut json = json!({
             "text": answer_text,
             "finish_reason": finish_reason(answer.finish),
             "usage": {
@@ -96,11 +111,14 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
                 "decode_tokens_per_second": (per_second * 1e3).round() / 1e3,
             },
             "memory": {"peak_rss_bytes": peak_rss_bytes()},
-            "regions": regions(answer_text, pictures.last()),
-        }))?;
-    } else {
-        print("\n")?;
+            "regions": regions(&found.0, last_size),
+        });
+        if let Some(path) = &args.annotate {
+            json["annotated"] = drawn.is_ok().then(|| path.to_string_lossy()).into();
+        }
+        print_json(&json)?;
     }
+    drawn?;
     conclude(&answer, n_predict, quiet)
 }
 
@@ -188,13 +206,13 @@ fn finish_reason(finish: Finish) -> &'static str {
     }
 }
 
-/// Regions in the pixels of the picture that was shown last, to which the model's coordinates refer.
-fn regions(text: &str, picture: Option<&Picture>) -> Vec<Value> {
-    let one = |region: grounding::Region| {
-        let pixels = picture.map(|p| region.box_pixels(p.width(), p.height()));
+/// Regions in the pixels of the picture that was shown last, of this width and height.
+fn regions(found: &[Region], size: Option<(u32, u32)>) -> Vec<Value> {
+    let one = |region: &Region| {
+        let pixels = size.map(|(width, height)| region.box_pixels(width, height));
         json!({"label": region.label, "box": pixels, "box_1000": region.box_1000()})
     };
-    grounding::regions(text).0.into_iter().map(one).collect()
+    found.iter().map(one).collect()
 }
 
 fn conclude(answer: &Answer, n_predict: usize, quiet: bool) -> Result<()> {

@@ -1,10 +1,12 @@
 //! The command line: parse, run, exit code. The only prints of the runtime; a file each subcommand.
 
+mod annotate;
 mod args;
 mod ask;
 mod doctor;
 mod inspect;
 mod manual;
+mod output;
 mod pipeline;
 mod tokenize;
 mod trace;

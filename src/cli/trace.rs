@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 use super::args::TraceArgs;
 use super::ask::{build_prompt, too_long};
 use super::pipeline::{self, Mmproj, TracedImage};
-use super::{STOP, read_text};
+use super::{STOP, output, read_text};
 
 /// Most logit rows that are held in memory at once.
 const N_ROWS_AT_ONCE: usize = 256;
@@ -44,9 +44,7 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     if n_wanted > settings.n_ctx {
         return Err(too_long(n_wanted, settings.n_ctx));
     }
-    if args.output.is_dir() {
-        return Err(Error::other("cannot write here: this is a directory").at(&args.output));
-    }
+    output::check(&args.output)?;
     settings.n_outputs = n_prompt.clamp(1, N_ROWS_AT_ONCE);
     let images = match pictures.is_empty() {
         true => Vec::new(),
@@ -126,8 +124,7 @@ struct TensorFile {
 
 impl TensorFile {
     fn create(path: &Path) -> Result<Self> {
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = NamedTempFile::new_in(dir).map_err(|e| Error::other("cannot write here").because(e).at(dir))?;
+        let file = output::temporary(path)?;
         let (header, path) = (Map::new(), path.to_owned());
         Ok(TensorFile { out: BufWriter::new(file), path, header, n_declared: 0, n_written: 0 })
     }

@@ -23,6 +23,9 @@ mod ask;
 /// Pictures: they matter, they are turned upright, and none is imagined.
 mod pictures;
 
+/// `qvl ask --annotate`: the picture that is written.
+mod annotate;
+
 /// What half precision, quantised caches, fused attention and threads cost in accuracy.
 mod precision;
 
