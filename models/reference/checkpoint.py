@@ -176,14 +176,8 @@ def generation_config(d: Dims) -> dict:
     }
 
 
-def write(out: Path, d: Dims) -> None:
-    """The whole directory; the same Dims give the same bytes."""
-    out.mkdir(parents=True, exist_ok=True)
-    r = Random(d.seed)
-    vision_weights(r, d)
-    text_weights(r, d)
-    tensorfile.write(out / "model.safetensors", r.w, floats="BF16", metadata={"format": "pt"})
-    vocabulary.write(out / "qwen.tiktoken", d.n_ranks)
+def write_settings(out: Path, d: Dims) -> None:
+    """The three JSON files of a directory."""
     tokenizer_config = {
         "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
         "model_max_length": 8192,
@@ -192,3 +186,14 @@ def write(out: Path, d: Dims) -> None:
     objects = {"config": config(d), "generation_config": generation_config(d), "tokenizer_config": tokenizer_config}
     for name, value in objects.items():
         (out / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write(out: Path, d: Dims) -> None:
+    """The whole directory; the same Dims give the same bytes."""
+    out.mkdir(parents=True, exist_ok=True)
+    r = Random(d.seed)
+    vision_weights(r, d)
+    text_weights(r, d)
+    tensorfile.write(out / "model.safetensors", r.w, floats="BF16", metadata={"format": "pt"})
+    vocabulary.write(out / "qwen.tiktoken", d.n_ranks)
+    write_settings(out, d)

@@ -175,8 +175,9 @@ def text_golden(case: dict, model: QwenVL, tokens: Tokenizer, pixels: dict[str, 
     tokenizer_ids = tokens.chat(text) if case["mode"] == "chat" else tokens.encode(text)
     ids, names = slots_to_pads(tokenizer_ids, tokens), picture_paths(text)
     stop = tuple(tokens.special[s] for s in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    logits, generated, rows = model.run(ids, [pixels[n] for n in names], case["n_predict"], n_used=N_USED, stop=stop)
-    best = rows[:, :N_USED].topk(2).values
+    n_ranks, n_used = len(tokens.ranks), len(tokens.bytes)
+    logits, generated, rows = model.run(ids, [pixels[n] for n in names], case["n_predict"], n_used=n_used, stop=stop)
+    best = rows[:, :n_used].topk(2).values
     margins = [round(float(m), 6) for m in best[:, 0] - best[:, 1]]
     kept = sorted({*range(0, len(ids), 16), *range(max(len(ids) - 4, 0), len(ids))})
     arrays = {
@@ -188,8 +189,8 @@ def text_golden(case: dict, model: QwenVL, tokens: Tokenizer, pixels: dict[str, 
     }
     file = f"text.{case['name']}.safetensors"
     tensorfile.write(out / file, arrays)
-    padded = int((rows.argmax(-1) >= N_USED).sum())
-    special = sum(t >= DIMS.n_ranks for t in generated)
+    padded = int((rows.argmax(-1) >= n_used).sum())
+    special = sum(t >= n_ranks for t in generated)
     print(
         f"{case['name']}: {len(ids)} ids, {len(generated)} generated, logits std {logits.std():.2f}, smallest margin "
         f"{min(margins):.4f}, padding would win {padded} steps, {special} specials: {tokens.decode(generated)!r}"
@@ -201,13 +202,28 @@ def text_golden(case: dict, model: QwenVL, tokens: Tokenizer, pixels: dict[str, 
         "pictures": names,
         "ids": ids,
         "tokenizer_ids": tokenizer_ids,
-        "ntk_alpha": ntk_alpha(len(ids), DIMS.seq_length),
+        "ntk_alpha": ntk_alpha(len(ids), model.config.seq_length),
         "generated_ids": generated,
         "generated_text": tokens.decode(generated),
         "top2_margins": margins,
         "logits_std": round(float(logits.std()), 4),
         "file": file,
     }
+
+
+def write_cases(out: Path, model: str, pictures: str, tokens: Tokenizer, entries: list[dict]) -> None:
+    """cases.json: a line a value."""
+    line = lambda value: json.dumps(value, ensure_ascii=False)
+    whole = {
+        "model": model,
+        "pictures": pictures,
+        "n_used": len(tokens.bytes),
+        "special": {s: tokens.special[s] for s in SPECIALS if not s.startswith("<|extra")},
+        "cases": "@",
+    }
+    body = json.dumps(whole, ensure_ascii=False, indent=1)
+    per_case = ["  {\n" + ",\n".join(f"   {line(k)}: {line(v)}" for k, v in e.items()) + "\n  }" for e in entries]
+    (out / "cases.json").write_text(body.replace('"@"', "[\n" + ",\n".join(per_case) + "\n ]") + "\n")
 
 
 def main() -> None:
@@ -224,17 +240,8 @@ def main() -> None:
     used = sorted({p for case in cases() for p in picture_paths(case["text"])})
     pixels = picture_goldens(model, folder, out, used)
     entries = [text_golden(case, model, tokens, pixels, out) for case in cases()]
-    whole = {
-        "model": "models/qvl-random",
-        "pictures": "tests/data/pictures",
-        "n_used": N_USED,
-        "special": {s: tokens.special[s] for s in SPECIALS if not s.startswith("<|extra")},
-        "cases": entries,
-    }
+    write_cases(out, "models/qvl-random", "tests/data/pictures", tokens, entries)
     line = lambda value: json.dumps(value, ensure_ascii=False)
-    body = json.dumps(whole | {"cases": "@"}, ensure_ascii=False, indent=1)
-    per_case = ["  {\n" + ",\n".join(f"   {line(k)}: {line(v)}" for k, v in e.items()) + "\n  }" for e in entries]
-    (out / "cases.json").write_text(body.replace('"@"', "[\n" + ",\n".join(per_case) + "\n ]") + "\n")
     (out / "resize.json").write_text("[\n" + ",\n".join(line(r) for r in resize_goldens()) + "\n]\n")
     facts = {"pillow": PIL.__version__, "torch": torch.__version__, "used": N_USED, "rows": DIMS.n_rows}
     (out / "README.md").write_text(README.format(names=", ".join(f"`{n}`" for n in PICTURE_TENSORS), **facts))

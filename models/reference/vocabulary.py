@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizer import PATTERN
@@ -17,9 +18,9 @@ def byte_order() -> list[bytes]:
     return [bytes([b]) for b in printable + [b for b in range(256) if b not in printable]]
 
 
-def train(n_ranks: int, text: str) -> list[bytes]:
-    """`n_ranks` tokens in rank order. The most frequent pair wins, on ties the smallest."""
-    words = Counter(tuple(piece.encode()[i : i + 1] for i in range(len(piece.encode()))) for piece in PATTERN.findall(text))
+def train(n_ranks: int, pieces: Iterable[str]) -> list[bytes]:
+    """`n_ranks` tokens in rank order, from pre-tokenised text. The most frequent pair wins, on ties the smallest."""
+    words = Counter(tuple(piece.encode()[i : i + 1] for i in range(len(piece.encode()))) for piece in pieces)
     tokens = byte_order()
     known = set(tokens)
     while len(tokens) < n_ranks:
@@ -44,8 +45,8 @@ def train(n_ranks: int, text: str) -> list[bytes]:
     return tokens
 
 
-def write(path: Path, n_ranks: int) -> None:
-    """Train on the corpus and write "base64 rank" lines."""
-    tokens = train(n_ranks, CORPUS.read_text(encoding="utf-8"))
+def write(path: Path, n_ranks: int, pieces: Iterable[str] | None = None) -> None:
+    """Train on `pieces` (else on the corpus) and write "base64 rank" lines."""
+    tokens = train(n_ranks, PATTERN.findall(CORPUS.read_text(encoding="utf-8")) if pieces is None else pieces)
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
     Path(path).write_text("".join(lines))

@@ -1,0 +1,62 @@
+"""Dense labels for the vision tower: what is at each place, and where it ends.
+
+OpenCLIP's tower had seen two billion pictures before Qwen-VL was trained on it. This stands in for that: linear heads
+read from every patch, and from every row of the adapter, which thing covers it, its colour, its box, and which letters
+are there at which place of their word. The heads are thrown away after training.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import CHARS, COLOUR_IDS, MAX_ITEMS, N_CELLS, SHAPE_IDS
+
+N_CHARS, N_PLACES = len(CHARS) + 1, 9  # the last class of each is "none"
+N_SHAPES, N_COLOURS = len(SHAPE_IDS) + 1, len(COLOUR_IDS) + 1
+
+
+class Head(nn.Module):
+    """Reads the places of a grid of `side` x `side` rows, each of k x k cells."""
+
+    def __init__(self, width: int, side: int):
+        super().__init__()
+        self.side, self.k = side, N_CELLS // side
+        self.sizes = [self.k**2 * N_CHARS, self.k**2 * N_PLACES, N_SHAPES, N_COLOURS, 4]
+        self.norm = nn.LayerNorm(width)
+        self.probe_out = nn.Linear(width, sum(self.sizes))
+
+    def grid(self, cells: Tensor) -> Tensor:
+        """(b, N_CELLS, N_CELLS) -> (b, side * side, k * k)."""
+        b = len(cells)
+        return cells.view(b, self.side, self.k, self.side, self.k).transpose(2, 3).reshape(b, self.side**2, -1)
+
+    def forward(self, x: Tensor, labels: Tensor, table: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Loss, and the share that is right where something is.
+
+        x (b, side * side, width), labels (b, 3, N_CELLS, N_CELLS) int64, table (b, MAX_ITEMS, 6).
+        """
+        b, n, _ = x.shape
+        chars, places, shapes, colours, boxes = self.probe_out(self.norm(x)).float().split(self.sizes, -1)
+        items = self.grid(labels[:, 0])
+        votes = F.one_hot(items + 1, MAX_ITEMS + 1)[..., 1:].sum(2)
+        item, there = votes.argmax(-1), votes.sum(-1) > 0
+        facts = torch.gather(table, 1, item[..., None].expand(-1, -1, 6))
+        char, place = self.grid(labels[:, 1]), self.grid(labels[:, 2])
+
+        def classify(logits: Tensor, target: Tensor, present: Tensor, n_classes: int) -> tuple[Tensor, float]:
+            target = torch.where(present, target, n_classes - 1).flatten()
+            logits, present = logits.reshape(-1, n_classes), present.flatten()
+            each = F.cross_entropy(logits, target, reduction="none")
+            some, none = each[present], each[~present]
+            right = (logits.argmax(-1) == target)[present].float().mean().item() if len(some) else 1.0
+            return some.sum() / max(len(some), 1) + 0.3 * none.sum() / max(len(none), 1), right
+
+        l_char, r_char = classify(chars.reshape(b, n, -1, N_CHARS), char, char >= 0, N_CHARS)
+        l_place, r_place = classify(places.reshape(b, n, -1, N_PLACES), place, place >= 0, N_PLACES)
+        l_shape, r_shape = classify(shapes, facts[..., 0].long(), there, N_SHAPES)
+        l_colour, r_colour = classify(colours, facts[..., 1].long(), there, N_COLOURS)
+        error = (boxes[there] - facts[..., 2:][there]).abs().mean()
+        loss = l_char + 0.5 * l_place + 0.5 * l_shape + 0.5 * l_colour + 10 * error
+        return loss, {"char": r_char, "place": r_place, "shape": r_shape, "colour": r_colour, "box": error.item()}

@@ -1,0 +1,199 @@
+"""Train qvl-tiny: the three stages of the Qwen-VL paper in miniature.
+
+    train.py RUN_DIR [--stage 1|2|3] [--threads N]
+
+1. Pre-training: vision tower and adapter learn to see (dense labels, see probe.py); the language model waits.
+2. Multi-task: everything learns from all questions, raw and in chats; the dense labels go on with a small weight.
+3. Fine-tuning: chats, two pictures, second turns; the vision tower is frozen. Half of the steps see the text weights
+   rounded as 4-bit blocks would round them, so that quantised files keep their boxes.
+
+Each stage begins with the last one's weights and is skipped when it is done. A run that was stopped goes on from its
+last save (every 100 steps), with the same batches as if it had not been. Metrics go to RUN_DIR/log.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import data
+import vocab
+from data import Batch, Batcher, Mixture
+from model import Dims, QwenVL
+from optim import Muon
+from probe import Head
+
+SEED = 20230824
+SAVE_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps, size and learning rate (peak, warmed up over 100 steps, linear to zero at the end from `decay_from` on)."""
+
+    steps: int
+    n_samples: int
+    lr: float
+    mixture: Mixture
+    decay_from: float = 0.3
+    length: int = 320
+
+
+STAGES = {
+    1: Stage(1500, 48, 3e-3, Mixture(0, 0, 0), decay_from=0.5),
+    2: Stage(2700, 16, 2.5e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.3),
+    3: Stage(500, 16, 8e-4, Mixture(raw=0.06, two=0.18, turns=0.2), decay_from=0.0),
+}
+N_PICTURES, N_PAGES = 40_000, 20_000
+FIRST_PAGE = 10_000_000  # seed
+PAGES_BESIDE = 6  # pages a step of stage 2, and the weight of the dense labels there
+SEE_WEIGHT = 0.15
+
+
+class Trainee(nn.Module):
+    """The model with the heads that teach it to see."""
+
+    def __init__(self, d: Dims):
+        super().__init__()
+        self.model = QwenVL(d)
+        self.patch_probe = Head(d.width, d.image_size // d.patch)
+        self.row_probe = Head(d.hidden, math.isqrt(d.n_queries))
+
+
+@contextmanager
+def rounded(model: QwenVL):
+    """Text matrices rounded to 4 bits in blocks of 32 (symmetric, one scale) while inside; gradients reach the real ones."""
+    kept = {}
+    for name, p in model.named_parameters():
+        if ".visual." in name or p.dim() != 2 or not p.requires_grad:
+            continue
+        kept[name] = p.data.clone()
+        blocks = p.data.view(-1, 32)
+        scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-8) / 7.5
+        p.data.copy_(((blocks / scale).round().clamp(-8, 7) * scale).view(p.shape))
+    try:
+        yield
+    finally:
+        for name, p in model.named_parameters():
+            if name in kept:
+                p.data.copy_(kept[name])
+
+
+def rate(stage: Stage, step: int) -> float:
+    done = step / stage.steps
+    falling = 1.0 if done < stage.decay_from else (1 - done) / (1 - stage.decay_from)
+    return stage.lr * min(1.0, (step + 1) / 100) * max(falling, 0.01)
+
+
+def see(t: Trainee, labels: np.ndarray, table: np.ndarray, patches: Tensor, rows: Tensor) -> tuple[Tensor, dict]:
+    """Loss of the dense labels, and how much is right."""
+    labels, table = torch.from_numpy(labels.astype("int64")), torch.from_numpy(table)
+    one, right_patch = t.patch_probe(patches, labels, table)
+    two, right_row = t.row_probe(rows, labels, table)
+    return one + two, {**{f"patch_{k}": v for k, v in right_patch.items()}, **{f"row_{k}": v for k, v in right_row.items()}}
+
+
+def answer(model: QwenVL, b: Batch, rows: Tensor) -> Tensor:
+    """Logits (n_targets, n_rows) of the ids to predict."""
+    hidden = model.text(b.ids, b.image_at, rows.flatten(0, 1), b.positions, b.mask)
+    return model.lm_head(hidden.flatten(0, 1)[b.target_at]).float()
+
+
+def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, log) -> None:
+    stage, d = STAGES[number], t.model.d
+    visual = t.model.transformer.visual
+    for name, p in t.named_parameters():
+        is_text = "transformer.h." in name or "wte" in name or "lm_head" in name or "ln_f" in name
+        is_tower = "visual." in name and "attn_pool" not in name and "ln_post" not in name and name[-4:] != "proj"
+        p.requires_grad_(not (name.endswith("pos_embed") or (number == 1 and is_text) or (number == 3 and is_tower)))
+    optimiser = Muon(t, d.vision_heads)
+    save = run / f"stage{number}.pt"
+    first = 0
+    if save.exists():
+        saved = torch.load(save, weights_only=True)
+        t.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first = saved["step"]
+    batcher = Batcher(pool, tokens, stage.n_samples, stage.length, SEED + number, stage.mixture)
+    start, sums, n = time.time(), {}, 0
+    for step in range(first, stage.steps):
+        with torch.autocast("cpu", torch.bfloat16):
+            if number == 1:
+                parts = [p.draw(stage.n_samples // 2, SEED + step) for p in (pool, pages)]
+                pixels, labels, table = (np.concatenate(x) for x in zip(*parts))
+                patches = visual.patches(data.normalised(pixels))
+                loss, right = see(t, labels, table, patches, visual.pool(patches))
+            else:
+                b = batcher.batch(step)
+                patches = visual.patches(b.pixels)
+                rows = visual.pool(patches)
+                # The rounded weights must be there for the backward pass as well.
+                with rounded(t.model) if number == 3 and step % 2 else nullcontext():
+                    logits = answer(t.model, b, rows)
+                    loss = F.cross_entropy(logits, b.targets)
+                    right = {"text_loss": loss.item(), "ids": (logits.argmax(-1) == b.targets).float().mean().item()}
+                    if number == 2:
+                        pixels, labels, table = pages.draw(PAGES_BESIDE, SEED + step)
+                        more = visual.patches(data.normalised(pixels))
+                        labels = np.concatenate([pool.labels[b.picture_index], labels])
+                        table = np.concatenate([pool.table[b.picture_index], table])
+                        both = torch.cat([patches, more]), torch.cat([rows, visual.pool(more)])
+                        seen, facts = see(t, labels, table, *both)
+                        loss, right = loss + SEE_WEIGHT * seen, right | facts
+                    loss.backward()
+            if number == 1:
+                loss.backward()
+        right["loss"] = loss.item()
+        clip = nn.utils.clip_grad_norm_([p for p in t.parameters() if p.grad is not None], 2.0)
+        optimiser.step(rate(stage, step))
+        optimiser.zero_grad()
+        for key, value in {**right, "grad": clip.item()}.items():
+            sums.setdefault(key, []).append(value)
+        n += 1
+        if (step + 1) % 25 == 0:
+            means = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
+            print(json.dumps({"stage": number, "step": step + 1, "s": round((time.time() - start) / n, 3), **means}), file=log, flush=True)
+            sums = {}
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
+            part = save.with_suffix(".part")
+            torch.save({"model": t.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, part)
+            part.replace(save)
+
+
+def main() -> None:
+    args = argparse.ArgumentParser()
+    args.add_argument("run", type=Path)
+    args.add_argument("--stage", type=int, choices=(1, 2, 3), help="this one only")
+    args.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = args.parse_args()
+    args.run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(SEED)
+    d = Dims()
+    if not (args.run / "qwen.tiktoken").exists():
+        vocab.write(args.run / "qwen.tiktoken", d.n_ranks)
+    tokens = data.Tokens(args.run, d.n_queries)
+    pool = data.Pool(args.run / "pictures", 0, N_PICTURES)
+    pages = data.Pool(args.run / "pages", FIRST_PAGE, N_PAGES, "page")
+    t = Trainee(d)
+    with open(args.run / "log.jsonl", "a") as log:
+        for number in (1, 2, 3):
+            before = args.run / f"stage{number - 1}.pt"
+            if before.exists():
+                t.load_state_dict(torch.load(before, weights_only=True)["model"])
+            if args.stage in (None, number):
+                train(args.run, number, t, pool, pages, tokens, log)
+
+
+if __name__ == "__main__":
+    main()
