@@ -1,7 +1,6 @@
 """Muon for matrices (momentum, orthogonalised by Newton-Schulz iterations), AdamW for everything else.
 
 After Keller Jordan's Muon (2024), with updates scaled to the size of AdamW's so that one learning rate serves both.
-On this model it needs about half of AdamW's steps.
 """
 
 from __future__ import annotations
@@ -42,20 +41,26 @@ def unparts(name: str, x: Tensor, shape: torch.Size, vision_heads: int) -> Tenso
 class Muon:
     """Both optimisers behind one step()."""
 
-    def __init__(self, model: nn.Module, vision_heads: int, momentum: float = 0.95, decay: float = 0.05):
+    def __init__(self, model: nn.Module, vision_heads: int, vision_rate: float, momentum: float = 0.95, decay: float = 0.05):
+        """`vision_rate`: the share of the learning rate that tower and adapter get."""
         self.heads, self.momentum, self.decay = vision_heads, momentum, decay
+        self.share = lambda name: vision_rate if ".visual." in name else 1.0
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.names = {id(p): n for n, p in named}
         is_matrix = lambda n, p: p.dim() >= 2 and not any(k in n for k in ("wte", "lm_head", "positional", "query", "probe"))
         self.matrices = [p for n, p in named if is_matrix(n, p)]
-        rest = [p for n, p in named if not is_matrix(n, p)]
-        self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        rest: dict[float, list] = {}
+        for n, p in named:
+            if not is_matrix(n, p):
+                rest.setdefault(self.share(n), []).append(p)
+        groups = [{"params": params, "share": share} for share, params in rest.items()]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.state = {self.names[id(p)]: torch.zeros_like(p) for p in self.matrices}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self.adam.step()
         groups: dict[tuple, list] = {}
         for p in self.matrices:
@@ -69,8 +74,9 @@ class Muon:
         for shape, members in groups.items():
             done = orthogonalise(torch.cat([u for _, _, u in members])) * (0.2 * max(shape) ** 0.5)
             for (name, p, _), u in zip(members, done.split([len(u) for _, _, u in members])):
-                p.mul_(1 - lr * self.decay)
-                p.sub_(unparts(name, u, p.shape, self.heads), alpha=lr)
+                rate = lr * self.share(name)
+                p.mul_(1 - rate * self.decay)
+                p.sub_(unparts(name, u, p.shape, self.heads), alpha=rate)
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ class Head(nn.Module):
         self.sizes = [self.k**2 * N_CHARS, self.k**2 * N_PLACES, N_SHAPES, N_COLOURS, 4]
         self.norm = nn.LayerNorm(width)
         self.probe_out = nn.Linear(width, sum(self.sizes))
+        self.probe_digits = nn.Linear(width, 4 * 2 * 10)
 
     def grid(self, cells: Tensor) -> Tensor:
         """(b, N_CELLS, N_CELLS) -> (b, side * side, k * k)."""
@@ -38,7 +39,8 @@ class Head(nn.Module):
         x (b, side * side, width), labels (b, 3, N_CELLS, N_CELLS) int64, table (b, MAX_ITEMS, 6).
         """
         b, n, _ = x.shape
-        chars, places, shapes, colours, boxes = self.probe_out(self.norm(x)).float().split(self.sizes, -1)
+        x = self.norm(x)
+        chars, places, shapes, colours, boxes = self.probe_out(x).float().split(self.sizes, -1)
         items = self.grid(labels[:, 0])
         votes = F.one_hot(items + 1, MAX_ITEMS + 1)[..., 1:].sum(2)
         item, there = votes.argmax(-1), votes.sum(-1) > 0
@@ -58,5 +60,12 @@ class Head(nn.Module):
         l_shape, r_shape = classify(shapes, facts[..., 0].long(), there, N_SHAPES)
         l_colour, r_colour = classify(colours, facts[..., 1].long(), there, N_COLOURS)
         error = (boxes[there] - facts[..., 2:][there]).abs().mean()
-        loss = l_char + 0.5 * l_place + 0.5 * l_shape + 0.5 * l_colour + 10 * error
-        return loss, {"char": r_char, "place": r_place, "shape": r_shape, "colour": r_colour, "box": error.item()}
+        # The first two of the digits that the language model will have to say: a number alone is hard to turn into them.
+        digits = self.probe_digits(x[there]).float().view(-1, 4, 2, 10)
+        thousandths = (facts[there][:, 2:] * 1000).clamp(0, 999).long()
+        truth = torch.stack([thousandths // 100, thousandths // 10 % 10], -1)
+        l_digit = F.cross_entropy(digits.flatten(0, 2), truth.flatten(), reduction="none").view(truth.shape).mean((0, 1))
+        r_digit = (digits.argmax(-1) == truth).float().mean((0, 1)).tolist()
+        loss = l_char + 0.5 * l_place + 0.5 * l_shape + 0.5 * l_colour + 10 * error + l_digit[0] + 0.5 * l_digit[1]
+        right = {"char": r_char, "place": r_place, "shape": r_shape, "colour": r_colour, "box": error.item()}
+        return loss, right | {"digit1": r_digit[0], "digit2": r_digit[1]}
