@@ -39,6 +39,9 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// `models/qvl-tiny` sees what is in pictures that it was never trained on, and still does in 4 bits.
+mod sees;
+
 /// Every TYPE: its blocks are ggml's own and its file answers.
 mod types;
 

@@ -28,6 +28,11 @@ pub fn random_as(text_type: &str, vision_type: &str) -> Model {
     converted(&repository("models/qvl-random"), text_type, vision_type)
 }
 
+/// `models/qvl-tiny`, which was trained to see, in these types.
+pub fn tiny(text_type: &str, vision_type: &str) -> Model {
+    converted(&repository("models/qvl-tiny"), text_type, vision_type)
+}
+
 /// A checkpoint converted to these types, each in a directory of its own below cargo's temporary one. The first caller
 /// converts, the others wait.
 pub fn converted(checkpoint: &Path, text_type: &str, vision_type: &str) -> Model {

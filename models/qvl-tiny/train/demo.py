@@ -25,12 +25,12 @@ def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     ground = {"kind": "gradient", "base": (236, 232, 220), "other": (206, 220, 232), "cell": 20, "seed": 1}
-    # Training showed neither a purple star nor the word HELLO.
+    # Training showed neither a purple star nor the word WATER.
     shapes = Scene(480, 420, ground, [
         shape("purple", "star", 110, 125, 62),
         shape("blue", "circle", 360, 110, 48),
         shape("green", "square", 130, 320, 46, 0.2),
-        word("HELLO", "white", 335, 300, 60, -0.1, "red"),
+        word("WATER", "black", 335, 300, 60, 0.08),
     ])
     sign = Scene(420, 360, {"kind": "checks", "base": (190, 200, 205), "other": (182, 193, 200), "cell": 30, "seed": 1}, [
         word("TIGER", "black", 210, 110, 62, 0.12),

@@ -27,7 +27,7 @@ CASES = [
         "text": "Picture 1: <img>sign.png</img>\nPicture 2: <img>shapes.png</img>\nWhich picture has more objects? Answer:",
         "n_predict": 8,
     },
-    {"name": "region", "mode": "raw", "text": "<img>shapes.png</img><ref>blue circle</ref><box>", "n_predict": 24},
+    {"name": "region", "mode": "raw", "text": "<img>shapes.png</img><ref>green square</ref><box>", "n_predict": 24},
 ]
 
 

@@ -1,6 +1,6 @@
 """Train qvl-tiny: the three stages of the Qwen-VL paper in miniature.
 
-    train.py RUN_DIR [--stage 1|2|3] [--threads N]
+    train.py RUN_DIR [--from CHECKPOINT_DIR] [--stage 1|2|3] [--threads N]
 
 1. Pre-training: vision tower and adapter learn to see (dense labels, see probe.py); the language model waits.
 2. Multi-task: everything learns from all questions, raw and in chats. The tower, which has seen most of what it needs, learns in every
@@ -8,7 +8,7 @@
 3. Fine-tuning: chats, two pictures, second turns; the vision tower is frozen. Half of the steps see the text weights
    rounded as 4-bit blocks would round them, so that quantised files keep their boxes.
 
-Each stage begins with the last one's weights and is skipped when it is done. A run that was stopped goes on from its
+Each stage begins with the last one's weights (the first with new ones, or those of --from) and is skipped when it is done. A run that was stopped goes on from its
 last save (every 100 steps), with the same batches as if it had not been. Metrics go to RUN_DIR/log.jsonl.
 """
 
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
+import qwen_vl
 import vocab
 from data import Batch, Batcher, Mixture
 from model import Dims, QwenVL
@@ -53,9 +54,9 @@ class Stage:
 
 
 STAGES = {
-    1: Stage(400, 48, 2e-3, Mixture(0, 0, 0), decay_from=0.4),
-    2: Stage(2000, 16, 2.5e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.3, vision_rate=0.25),
-    3: Stage(300, 16, 8e-4, Mixture(raw=0.06, two=0.18, turns=0.2), decay_from=0.0),
+    1: Stage(1900, 48, 3e-3, Mixture(0, 0, 0), decay_from=0.5),
+    2: Stage(2900, 16, 2.5e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.3, vision_rate=0.25),
+    3: Stage(850, 16, 1.5e-3, Mixture(raw=0.06, two=0.18, turns=0.2), decay_from=0.0),
 }
 N_PICTURES, N_PAGES = 40_000, 20_000
 FIRST_PAGE = 10_000_000  # seed
@@ -113,13 +114,52 @@ def answer(model: QwenVL, b: Batch, rows: Tensor) -> Tensor:
     return model.lm_head(hidden.flatten(0, 1)[b.target_at]).float()
 
 
-def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, log) -> None:
-    stage, d = STAGES[number], t.model.d
+def looking_step(t: Trainee, stage: Stage, step: int, pool: data.Pool, pages: data.Pool) -> dict[str, float]:
+    """Gradients of the dense labels on half pictures, half pages; what was right."""
+    parts = [p.draw(stage.n_samples // 2, SEED + step) for p in (pool, pages)]
+    pixels, labels, table = (np.concatenate(x) for x in zip(*parts))
     visual = t.model.transformer.visual
+    patches = visual.patches(data.normalised(pixels))
+    loss, right = see(t, labels, table, patches, visual.pool(patches))
+    loss.backward()
+    return right | {"loss": loss.item()}
+
+
+def answering_step(t: Trainee, number: int, step: int, b: Batch, pool: data.Pool, pages: data.Pool) -> dict[str, float]:
+    """Gradients of the answers, and of the dense labels where the tower learns as well; what was right."""
+    visual = t.model.transformer.visual
+    tower_learns = number == 2 and step % TOWER_EVERY == 0
+    with nullcontext() if tower_learns else torch.no_grad():
+        patches = visual.patches(b.pixels)
+    rows = visual.pool(patches)
+    # The rounded weights must be there for the backward pass as well.
+    with rounded(t.model) if number == 3 and step % 2 else nullcontext():
+        logits = answer(t.model, b, rows)
+        loss = F.cross_entropy(logits, b.targets)
+        right = {"text_loss": loss.item(), "ids": (logits.argmax(-1) == b.targets).float().mean().item()}
+        if tower_learns:
+            pixels, labels, table = pages.draw(PAGES_BESIDE, SEED + step)
+            more = visual.patches(data.normalised(pixels))
+            labels = np.concatenate([pool.labels[b.picture_index], labels])
+            table = np.concatenate([pool.table[b.picture_index], table])
+            seen, facts = see(t, labels, table, torch.cat([patches, more]), torch.cat([rows, visual.pool(more)]))
+            loss, right = loss + SEE_WEIGHT * seen, right | facts
+        loss.backward()
+    return right | {"loss": loss.item()}
+
+
+def choose_what_learns(t: Trainee, number: int) -> None:
+    """Stage 1: all but the language model. Stage 3: all but the tower. Never the adapter's table of positions."""
     for name, p in t.named_parameters():
-        is_text = "transformer.h." in name or "wte" in name or "lm_head" in name or "ln_f" in name
-        is_tower = "visual." in name and "attn_pool" not in name and "ln_post" not in name and name[-4:] != "proj"
+        is_text = "visual." not in name and "probe" not in name
+        is_tower = "visual." in name and not any(part in name for part in ("attn_pool", "ln_post", "visual.proj"))
         p.requires_grad_(not (name.endswith("pos_embed") or (number == 1 and is_text) or (number == 3 and is_tower)))
+
+
+def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, log) -> None:
+    """One stage, from its last save on."""
+    stage, d = STAGES[number], t.model.d
+    choose_what_learns(t, number)
     optimiser = Muon(t, d.vision_heads, stage.vision_rate)
     save = run / f"stage{number}.pt"
     first = 0
@@ -133,33 +173,9 @@ def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool,
     for step in range(first, stage.steps):
         with torch.autocast("cpu", torch.bfloat16):
             if number == 1:
-                parts = [p.draw(stage.n_samples // 2, SEED + step) for p in (pool, pages)]
-                pixels, labels, table = (np.concatenate(x) for x in zip(*parts))
-                patches = visual.patches(data.normalised(pixels))
-                loss, right = see(t, labels, table, patches, visual.pool(patches))
+                right = looking_step(t, stage, step, pool, pages)
             else:
-                b = batcher.batch(step)
-                tower_learns = number == 2 and step % TOWER_EVERY == 0
-                with nullcontext() if tower_learns else torch.no_grad():
-                    patches = visual.patches(b.pixels)
-                rows = visual.pool(patches)
-                # The rounded weights must be there for the backward pass as well.
-                with rounded(t.model) if number == 3 and step % 2 else nullcontext():
-                    logits = answer(t.model, b, rows)
-                    loss = F.cross_entropy(logits, b.targets)
-                    right = {"text_loss": loss.item(), "ids": (logits.argmax(-1) == b.targets).float().mean().item()}
-                    if tower_learns:
-                        pixels, labels, table = pages.draw(PAGES_BESIDE, SEED + step)
-                        more = visual.patches(data.normalised(pixels))
-                        labels = np.concatenate([pool.labels[b.picture_index], labels])
-                        table = np.concatenate([pool.table[b.picture_index], table])
-                        both = torch.cat([patches, more]), torch.cat([rows, visual.pool(more)])
-                        seen, facts = see(t, labels, table, *both)
-                        loss, right = loss + SEE_WEIGHT * seen, right | facts
-                    loss.backward()
-            if number == 1:
-                loss.backward()
-        right["loss"] = loss.item()
+                right = answering_step(t, number, step, batcher.batch(step), pool, pages)
         clip = nn.utils.clip_grad_norm_([p for p in t.parameters() if p.grad is not None], 2.0)
         optimiser.step(rate(stage, step))
         optimiser.zero_grad()
@@ -179,6 +195,7 @@ def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool,
 def main() -> None:
     args = argparse.ArgumentParser()
     args.add_argument("run", type=Path)
+    args.add_argument("--from", dest="origin", type=Path, help="go on from an exported checkpoint; its dense heads are new")
     args.add_argument("--stage", type=int, choices=(1, 2, 3), help="this one only")
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = args.parse_args()
@@ -192,6 +209,8 @@ def main() -> None:
     pool = data.Pool(args.run / "pictures", 0, N_PICTURES)
     pages = data.Pool(args.run / "pages", FIRST_PAGE, N_PAGES, "page")
     t = Trainee(d)
+    if args.origin:
+        t.model.load_state_dict(qwen_vl.load_weights(args.origin))
     with open(args.run / "log.jsonl", "a") as log:
         for number in (1, 2, 3):
             before = args.run / f"stage{number - 1}.pt"
