@@ -31,7 +31,7 @@ else
 fi
 cat <<EOF
 
-The box is drawn in $annotated. The model of this demo knows shapes, colours, bars and words in capitals, see
+The picture with what was found is $annotated. The model of this demo knows shapes, colours, bars and words in capitals, see
 models/qvl-tiny/README.md. With the real one, downloaded from its publisher into a folder:
 
     ${qvl#"$PWD"/}-convert path/to/Qwen-VL-Chat -o models-gguf
