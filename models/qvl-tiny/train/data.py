@@ -11,7 +11,11 @@ import functools
 import pickle
 import random
 import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from multiprocessing import Pool as Processes
 from pathlib import Path
 
@@ -30,6 +34,7 @@ from preprocess import MEAN, STD  # noqa: E402
 CELL = 7  # pixels of a cell of the dense labels
 N_CELLS = world.VIEW // CELL
 MAX_ITEMS = 14
+THOUSANDTHS = 0.15  # weight of a box's last digits
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 SHAPE_IDS = {name: k for k, name in enumerate((*world.SHAPES, "bar", "word"))}
 COLOUR_IDS = {name: k for k, name in enumerate(world.COLOURS)}
@@ -124,7 +129,7 @@ class Tokens(reference_tokenizer.Tokenizer):
 @dataclass
 class Batch:
     """Tensors of one step. `positions` are rotary positions, `segment` the question of each id (0: the pictures' part,
-    seen by all), `weight` the weight of predicting the next id (0 in prompts)."""
+    seen by all)."""
 
     pixels: torch.Tensor  # (n_pictures, 3, s, s)
     picture_index: list[int]  # into the pool
@@ -134,6 +139,7 @@ class Batch:
     image_at: torch.Tensor  # (n_pictures * n_queries)
     targets: torch.Tensor  # (n_targets) ids to predict
     target_at: torch.Tensor  # (n_targets) flat indices of the positions that predict them
+    weights: torch.Tensor  # (n_targets)
     kinds: list[str]
 
 
@@ -145,6 +151,8 @@ class Writer:
         s = tokens.special
         self.start, self.end, self.newline = s["<|im_start|>"], s["<|im_end|>"], tokens.ordinary("\n")
         self.eod = s["<|endoftext|>"]
+        self.box, self.box_end = s["<box>"], s["</box>"]
+        self.digits = {tokens.ordinary(str(k))[0] for k in range(10)}
         self.picture = lambda k: [*tokens.ordinary(f"Picture {k}: "), *self.slots(), *self.newline]
 
     def slots(self) -> list[int]:
@@ -166,6 +174,15 @@ class Writer:
         prompt = [] if first else [*self.newline, self.start, *self.t.ordinary("user"), *self.newline]
         prompt += self.text(turn.question) + [self.end, *self.newline, self.start, *self.t.ordinary("assistant"), *self.newline]
         return prompt, self.text(turn.answer) + [self.end]
+
+    def weights(self, ids: list[int], is_answer: list[bool]) -> list[float]:
+        """What each id counts: 0 in prompts, little for the thousandths of boxes, which nobody can see at this size."""
+        out, in_box = [], False
+        for k, t in enumerate(ids):
+            in_box = (in_box or t == self.box) and t != self.box_end
+            last_digit = t in self.digits and k + 1 < len(ids) and ids[k + 1] not in self.digits
+            out.append((THOUSANDTHS if in_box and last_digit else 1.0) * is_answer[k])
+        return out
 
     def raw_turn(self, asker: questions.Asker, rng: random.Random) -> tuple[list[int], list[int], str]:
         """The base model's way: a text to complete, without roles."""
@@ -192,18 +209,22 @@ class Mixture:
 
 
 class Batcher:
-    """Batches over a pool. A batch depends on the seed and its number alone."""
+    """Batches over a pool. A batch depends on the seed and its number alone.
+
+    `batches` makes the next ones in a process beside, since Python takes a sixth of a step's time for one.
+    """
 
     def __init__(self, pool: Pool, tokens: Tokens, n_samples: int, length: int, seed: int, mixture: Mixture):
         self.pool, self.w, self.b, self.n, self.seed, self.mixture = pool, Writer(tokens), n_samples, length, seed, mixture
         self.rng = random.Random(seed)
 
-    def branch(self, askers: list[questions.Asker], form: str) -> tuple[list[int], list[bool], str]:
-        """Ids of one question with its answer, which of them are answer, and its kind."""
+    def branch(self, askers: list[questions.Asker], form: str) -> tuple[list[int], list[float], str]:
+        """Ids of one question with its answer, the weight of each, and its kind."""
         rng = self.rng
         if form == "raw":
             prompt, answer, kind = self.w.raw_turn(askers[0], rng)
-            return prompt + answer, [False] * len(prompt) + [True] * len(answer), kind
+            ids = prompt + answer
+            return ids, self.w.weights(ids, [False] * len(prompt) + [True] * len(answer)), kind
         turns = [askers[0].turn() if len(askers) == 1 else questions.about_two(*askers, rng)]
         if len(askers) == 1 and rng.random() < self.mixture.turns:
             after = askers[0].it(turns[0]) if rng.random() < 0.7 else None
@@ -213,10 +234,10 @@ class Batcher:
             prompt, answer = self.w.chat_turn(turn, k == 0)
             ids += prompt + answer
             is_answer += [False] * len(prompt) + [True] * len(answer)
-        return ids, is_answer, turns[-1].kind
+        return ids, self.w.weights(ids, is_answer), turns[-1].kind
 
     def sample(self, form: str):
-        """One row: ids, positions, segments, answer flags, slot positions, pictures, kinds."""
+        """One row: ids, positions, segments, weights, slot positions, pictures, kinds."""
         n_pictures = 2 if form == "two" else 1
         pictures = [self.rng.randrange(len(self.pool)) for _ in range(n_pictures)]
         askers = [questions.Asker(self.pool.scenes[p], self.rng) for p in pictures]
@@ -229,24 +250,26 @@ class Batcher:
         pad = self.w.t.special["<imgpad>"]
         slots = [k for k, t in enumerate(ids) if t == pad]
         n_prefix = len(ids)
-        positions, segment, flags, kinds = list(range(n_prefix)), [0] * n_prefix, [False] * n_prefix, []
-        misses = 0
-        while misses < 3:
-            new, is_answer, kind = self.branch(askers, form)
-            if len(ids) + len(new) > self.n:
+        positions, segment, weights, kinds = list(range(n_prefix)), [0] * n_prefix, [0.0] * n_prefix, []
+        misses, asked = 0, Counter()
+        while misses < 6:
+            new, weight, kind = self.branch(askers, form)
+            answer = (kind, *(t for t, w in zip(new, weight) if w))
+            asked[answer] += 1
+            if len(ids) + len(new) > self.n or asked[answer] > 2:
                 misses += 1
                 continue
             kinds.append(kind)
             ids += new
             positions += range(n_prefix, n_prefix + len(new))
             segment += [len(kinds)] * len(new)
-            flags += is_answer
+            weights += weight
         fill = self.n - len(ids)
         ids += [self.w.eod] * fill
         positions += [0] * fill
         segment += [-1] * fill
-        flags += [False] * fill
-        return ids, positions, segment, flags, slots, pictures, kinds
+        weights += [0.0] * fill
+        return ids, positions, segment, weights, slots, pictures, kinds
 
     def batch(self, step: int) -> Batch:
         self.rng.seed(f"{self.seed} {step}")
@@ -254,15 +277,37 @@ class Batcher:
         forms = ["two"] * n_two + ["raw"] * n_raw + ["chat"] * (self.b - n_two - n_raw)
         rows = [self.sample(form) for form in forms]
         ids, positions, segment = (torch.tensor([r[k] for r in rows]) for k in range(3))
-        flags = torch.tensor([r[3] for r in rows])
+        weights = torch.tensor([r[3] for r in rows]).flatten()
         pictures = [p for r in rows for p in r[5]]
         image_at = torch.tensor([b * self.n + k for b, r in enumerate(rows) for k in r[4]])
         q, k = segment[:, :, None], segment[:, None, :]
         causal = torch.ones(self.n, self.n, dtype=torch.bool).tril()
         mask = causal & ((k == q) | (k == 0))
         # An answer id is predicted by the id before it; the first of a branch is always a prompt's.
-        target_at = flags.flatten().nonzero()[:, 0]
+        target_at = weights.nonzero()[:, 0]
         return Batch(
             normalised(self.pool.pixels[pictures]), pictures, ids, positions, mask[:, None], image_at,
-            ids.flatten()[target_at], target_at - 1, [kind for r in rows for kind in r[6]],
+            ids.flatten()[target_at], target_at - 1, weights[target_at], [kind for r in rows for kind in r[6]],
         )
+
+    def batches(self, first: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """Numbers and batches from `first` up to `end`."""
+        with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=self.adopt) as process:
+            coming = deque(process.submit(next_batch, k) for k in range(first, min(first + 3, end)))
+            for step in range(first, end):
+                batch = coming.popleft().result()
+                if step + 3 < end:
+                    coming.append(process.submit(next_batch, step + 3))
+                yield step, batch
+
+    def adopt(self) -> None:
+        global batcher
+        batcher = self
+        torch.set_num_threads(1)
+
+
+batcher: Batcher
+
+
+def next_batch(step: int) -> Batch:
+    return batcher.batch(step)

@@ -7,6 +7,8 @@ are there at which place of their word. The heads are thrown away after training
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from data import CHARS, COLOUR_IDS, MAX_ITEMS, N_CELLS, SHAPE_IDS
 
 N_CHARS, N_PLACES = len(CHARS) + 1, 9  # the last class of each is "none"
 N_SHAPES, N_COLOURS = len(SHAPE_IDS) + 1, len(COLOUR_IDS) + 1
+# Cycles over the picture. The digits of a coordinate are no linear function of it; those of hundredths can be read from
+# the phase at 10 cycles, and the slower ones lead there.
+CYCLES = (1, 2, 4, 6, 8, 10)
 
 
 class Head(nn.Module):
@@ -27,6 +32,7 @@ class Head(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.probe_out = nn.Linear(width, sum(self.sizes))
         self.probe_digits = nn.Linear(width, 4 * 2 * 10)
+        self.probe_phases = nn.Linear(width, 4 * len(CYCLES) * 2)
 
     def grid(self, cells: Tensor) -> Tensor:
         """(b, N_CELLS, N_CELLS) -> (b, side * side, k * k)."""
@@ -60,12 +66,16 @@ class Head(nn.Module):
         l_shape, r_shape = classify(shapes, facts[..., 0].long(), there, N_SHAPES)
         l_colour, r_colour = classify(colours, facts[..., 1].long(), there, N_COLOURS)
         error = (boxes[there] - facts[..., 2:][there]).abs().mean()
+        angles = facts[there][:, 2:, None] * (2 * math.pi * torch.tensor(CYCLES))
+        waves = torch.stack([angles.cos(), angles.sin()], -1)
+        l_phase = (self.probe_phases(x[there]).float().view(waves.shape) - waves).square().mean((0, 1, 3))
         # The first two of the digits that the language model will have to say: a number alone is hard to turn into them.
         digits = self.probe_digits(x[there]).float().view(-1, 4, 2, 10)
         thousandths = (facts[there][:, 2:] * 1000).clamp(0, 999).long()
         truth = torch.stack([thousandths // 100, thousandths // 10 % 10], -1)
         l_digit = F.cross_entropy(digits.flatten(0, 2), truth.flatten(), reduction="none").view(truth.shape).mean((0, 1))
         r_digit = (digits.argmax(-1) == truth).float().mean((0, 1)).tolist()
-        loss = l_char + 0.5 * l_place + 0.5 * l_shape + 0.5 * l_colour + 10 * error + l_digit[0] + 0.5 * l_digit[1]
+        loss = l_char + 0.5 * l_place + 0.5 * l_shape + 0.5 * l_colour + 10 * error + l_digit.sum()
+        loss = loss + 4 * l_phase.mean()
         right = {"char": r_char, "place": r_place, "shape": r_shape, "colour": r_colour, "box": error.item()}
-        return loss, right | {"digit1": r_digit[0], "digit2": r_digit[1]}
+        return loss, right | {"digit1": r_digit[0], "digit2": r_digit[1], "phase": l_phase[-1].item()}

@@ -257,10 +257,17 @@ class Asker:
         if not found:
             return None
         i, name = found
+        if not self.held_out and self.rng.random() < 0.25:
+            # As `qvl detect` asks.
+            phrase = i.name if i.kind == "word" and self.rng.random() < 0.7 else name
+            answer, boxes = grounded(self.s, i.name if i.kind == "word" else name, i)
+            return Turn("where", f"Find {phrase}.", answer, boxes, i)
         answer, boxes = grounded(self.s, i.name if i.kind == "word" else name, i)
         return Turn("where", self.where_question(name), answer, boxes, i)
 
     def where_question(self, name: str) -> str:
+        if not self.held_out and self.rng.random() < 0.2:
+            return f"Find {name}."
         return self.pick(f"Where is the {name}?", f"Where is the {name}?", f"Find the {name}.", f"Frame the {name}.", f"Locate the {name}.")
 
     def frame_all(self) -> Turn | None:
@@ -273,6 +280,8 @@ class Asker:
         ])
         group = sorted(group, key=lambda o: o.box[0])
         answer, boxes = grounded(self.s, label, *group)
+        if not self.held_out and self.rng.random() < 0.3:
+            return Turn("frame_all", f"Find {label}.", answer, boxes)
         return Turn("frame_all", self.pick(f"Frame all {label}.", f"Find all {label}.", f"Where are all {label}?"), answer, boxes)
 
     def region(self) -> Turn | None:

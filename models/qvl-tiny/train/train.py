@@ -1,6 +1,6 @@
 """Train qvl-tiny: the three stages of the Qwen-VL paper in miniature.
 
-    train.py RUN_DIR [--from CHECKPOINT_DIR] [--stage 1|2|3] [--threads N]
+    train.py RUN_DIR [--from CHECKPOINT_DIR] [--stage 1|2|3] [--steps N N N] [--threads N]
 
 1. Pre-training: vision tower and adapter learn to see (dense labels, see probe.py); the language model waits.
 2. Multi-task: everything learns from all questions, raw and in chats. The tower, which has seen most of what it needs, learns in every
@@ -19,7 +19,8 @@ import json
 import math
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,8 @@ def answering_step(t: Trainee, number: int, step: int, b: Batch, pool: data.Pool
     # The rounded weights must be there for the backward pass as well.
     with rounded(t.model) if number == 3 and step % 2 else nullcontext():
         logits = answer(t.model, b, rows)
-        loss = F.cross_entropy(logits, b.targets)
+        each = F.cross_entropy(logits, b.targets, reduction="none")
+        loss = (each * b.weights).sum() / b.weights.sum()
         right = {"text_loss": loss.item(), "ids": (logits.argmax(-1) == b.targets).float().mean().item()}
         if tower_learns:
             pixels, labels, table = pages.draw(PAGES_BESIDE, SEED + step)
@@ -156,9 +158,10 @@ def choose_what_learns(t: Trainee, number: int) -> None:
         p.requires_grad_(not (name.endswith("pos_embed") or (number == 1 and is_text) or (number == 3 and is_tower)))
 
 
-def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, log) -> None:
-    """One stage, from its last save on."""
+def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, steps: int | None, log) -> None:
+    """One stage, from its last save on. `steps`: how many, if not the recipe's."""
     stage, d = STAGES[number], t.model.d
+    stage = replace(stage, steps=steps or stage.steps)
     choose_what_learns(t, number)
     optimiser = Muon(t, d.vision_heads, stage.vision_rate)
     save = run / f"stage{number}.pt"
@@ -170,12 +173,13 @@ def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool,
         first = saved["step"]
     batcher = Batcher(pool, tokens, stage.n_samples, stage.length, SEED + number, stage.mixture)
     start, sums, n = time.time(), {}, 0
-    for step in range(first, stage.steps):
+    coming = zip(range(first, stage.steps), repeat(None)) if number == 1 else batcher.batches(first, stage.steps)
+    for step, batch in coming:
         with torch.autocast("cpu", torch.bfloat16):
-            if number == 1:
+            if batch is None:
                 right = looking_step(t, stage, step, pool, pages)
             else:
-                right = answering_step(t, number, step, batcher.batch(step), pool, pages)
+                right = answering_step(t, number, step, batch, pool, pages)
         clip = nn.utils.clip_grad_norm_([p for p in t.parameters() if p.grad is not None], 2.0)
         optimiser.step(rate(stage, step))
         optimiser.zero_grad()
@@ -197,6 +201,7 @@ def main() -> None:
     args.add_argument("run", type=Path)
     args.add_argument("--from", dest="origin", type=Path, help="go on from an exported checkpoint; its dense heads are new")
     args.add_argument("--stage", type=int, choices=(1, 2, 3), help="this one only")
+    args.add_argument("--steps", type=int, nargs=3, help="of each stage, instead of the recipe's")
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = args.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -217,7 +222,7 @@ def main() -> None:
             if before.exists():
                 t.load_state_dict(torch.load(before, weights_only=True)["model"], strict=False)
             if args.stage in (None, number):
-                train(args.run, number, t, pool, pages, tokens, log)
+                train(args.run, number, t, pool, pages, tokens, args.steps and args.steps[number - 1], log)
 
 
 if __name__ == "__main__":
