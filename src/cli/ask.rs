@@ -5,19 +5,20 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use qvl::error::{Error, ErrorKind, Result};
-use qvl::grounding::{self, Region};
-use qvl::llama::{Sampler, SamplerSettings};
+use qvl::error::{Error, Result};
+use qvl::grounding;
+use qvl::llama::Sampler;
 use qvl::memory::peak_rss_bytes;
 use qvl::prompt::{self, ChatSettings, Message, Prompt};
-use qvl::session::{Answer, Finish, GenerateSettings, Session, TextFile, generate};
-use qvl::text::{ChatFormat, TextHparams};
-use serde_json::{Value, json};
+use qvl::session::{Session, TextFile, generate};
+use qvl::text::ChatFormat;
+use serde_json::json;
 
 use super::annotate::Annotation;
-use super::args::{AskArgs, GenerationArgs};
+use super::answers::{Keep, Trimmed, conclude, finish_reason, ms, regions, sampling, stops};
+use super::args::AskArgs;
 use super::pipeline::{self, Mmproj};
-use super::{STOP, print, print_error, print_json, read_text};
+use super::{STOP, print, print_json, read_text};
 
 /// Default system message of the chat format.
 pub const SYSTEM: &str = "You are a helpful assistant.";
@@ -78,7 +79,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     let stops = stops(&text, &args.generation, n_predict, raw);
     let decode_start = Instant::now();
     let mut first_token = None;
-    let mut out = Trimmed { keep: raw, started: false, held: String::new() };
+    let mut out = Trimmed::new(if raw { Keep::All } else { Keep::Text });
     let answer = generate(&mut session, text.tokenizer(), &mut sampler, &stops, &STOP, |piece| {
         first_token.get_or_insert_with(|| start.elapsed());
         if args.json { Ok(()) } else { print(&out.push(piece)) }
@@ -92,7 +93,6 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     // An answer that came is printed even if its picture cannot be written.
     let drawn = last.map_or(Ok(()), |(annotation, picture)| annotation.write(picture, &found, quiet));
     if args.json {
-        let ms = |d: std::time::Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         let per_second = answer.n_tokens as f64 / decode.as_secs_f64().max(1e-9);
         let mut json = json!({
             "text": answer_text,
@@ -173,91 +173,4 @@ fn question(args: &AskArgs) -> Result<String> {
 fn without_line_end(text: String) -> String {
     let line = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n'));
     line.map(str::to_owned).unwrap_or(text)
-}
-
-fn sampling(args: &GenerationArgs, h: &TextHparams) -> SamplerSettings {
-    // A seed that nobody chose: the clock's nanoseconds differ from run to run.
-    let clock = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-    SamplerSettings {
-        temp: args.temp.unwrap_or(h.temp),
-        top_k: args.top_k.unwrap_or(h.top_k),
-        top_p: args.top_p.unwrap_or(h.top_p),
-        min_p: args.min_p,
-        repeat_penalty: args.repeat_penalty.unwrap_or(h.repeat_penalty),
-        seed: args.seed.unwrap_or_else(clock),
-    }
-}
-
-fn stops(text: &TextFile, args: &GenerationArgs, n_predict: usize, raw: bool) -> GenerateSettings {
-    let ids = text.tokenizer().special_ids();
-    let mut stop_texts: Vec<String> = args.stop.iter().filter(|s| !s.is_empty()).cloned().collect();
-    if raw && text.hparams().chat_format == ChatFormat::Raw {
-        // The base model's own stop sequence: it would go on to write the next question.
-        stop_texts.push("Human:".to_owned());
-    }
-    GenerateSettings { n_predict, stop_ids: vec![ids.eod, ids.im_end, ids.im_start], stop_texts }
-}
-
-fn finish_reason(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Interrupted => "interrupted",
-    }
-}
-
-/// Regions in the pixels of the picture that was shown last, of this width and height.
-fn regions(found: &[Region], size: Option<(u32, u32)>) -> Vec<Value> {
-    let one = |region: &Region| {
-        let pixels = size.map(|(width, height)| region.box_pixels(width, height));
-        json!({"label": region.label, "box": pixels, "box_1000": region.box_1000()})
-    };
-    found.iter().map(one).collect()
-}
-
-fn conclude(answer: &Answer, n_predict: usize, quiet: bool) -> Result<()> {
-    match answer.finish {
-        Finish::Interrupted => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
-        Finish::Length if !quiet => {
-            let reason =
-                if answer.n_tokens < n_predict { "the context is full; use a larger -c" } else { "allow more with -n" };
-            print_error(&format!("note: the answer was cut after {} tokens; {reason}\n", answer.n_tokens));
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Strips white space around a streamed chat answer, as the reference strips the whole; holds back what may be its end.
-struct Trimmed {
-    keep: bool,
-    started: bool,
-    held: String,
-}
-
-impl Trimmed {
-    fn push(&mut self, piece: &str) -> String {
-        if self.keep {
-            return piece.to_owned();
-        }
-        self.held.push_str(piece);
-        let text = if self.started { self.held.as_str() } else { self.held.trim_start() };
-        let settled = text.trim_end();
-        self.started |= !settled.is_empty();
-        let (settled, rest) = (settled.to_owned(), text[settled.len()..].to_owned());
-        self.held = if self.started { rest } else { String::new() };
-        settled
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn white_space_around_an_answer_is_dropped() {
-        let mut out = Trimmed { keep: false, started: false, held: String::new() };
-        let pieces = ["\n ", " a", " ", "b\n", "\nc", " \n"].map(|p| out.push(p));
-        assert_eq!(pieces.concat(), "a b\n\nc");
-    }
 }

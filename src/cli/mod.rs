@@ -1,6 +1,7 @@
 //! The command line: parse, run, exit code. The only prints of the runtime; a file each subcommand.
 
 mod annotate;
+mod answers;
 mod args;
 mod ask;
 mod doctor;
