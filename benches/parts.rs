@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qvl::image::{Picture, normalise, resize};
 use qvl::llama::{Rotated, RotatedRows};
 use qvl::session::TextFile;
-use qvl::text::Rotary;
+use qvl::text::{Rotary, alpha};
 use qvl::tokenizer::Special;
 
 /// Runs of each measurement; the median counts.
@@ -41,7 +41,7 @@ fn main() {
     let (h, n) = (file.hparams(), 288);
     let positions: Vec<i32> = (0..n).collect();
     let mut rows = vec![0.5f32; n as usize * h.n_embd];
-    let mut rotary = Rotary::new(h, n as usize);
+    let mut rotary = Rotary::new(h, alpha(h, n as usize));
     let time = median(|| {
         for which in [Rotated::Queries, Rotated::Keys] {
             rotary.rotate(RotatedRows { which, positions: &positions, rows: &mut rows });

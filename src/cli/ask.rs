@@ -10,7 +10,7 @@ use qvl::grounding;
 use qvl::llama::Sampler;
 use qvl::memory::peak_rss_bytes;
 use qvl::prompt::{self, ChatSettings, Message, Prompt};
-use qvl::session::{Session, TextFile, generate};
+use qvl::session::{Seen, Session, TextFile, generate, too_long};
 use qvl::text::ChatFormat;
 use serde_json::json;
 
@@ -54,6 +54,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         true => Vec::new(),
         false => Mmproj::open(&args.model, &text)?.encode(&pictures, &args.context, quiet)?,
     };
+    let images: Vec<_> = images.into_iter().map(Seen::new).collect();
     let encode = encode_start.elapsed();
     // The model's coordinates refer to the last picture. Its pixels stay only if they are to be drawn on, as they were
     // seen (the file may change meanwhile, or be a pipe); those of the others go now.
@@ -63,7 +64,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
 
     let load_start = Instant::now();
     let model = pipeline::load_model(&text, &args.context, quiet)?;
-    let mut session = Session::new(&text, &model, &settings, n_prompt, &STOP)?;
+    let mut session = Session::new(&text, &model, &settings, &STOP)?;
     load += load_start.elapsed();
 
     let prefill_start = Instant::now();
@@ -143,11 +144,6 @@ pub fn build_prompt(
     };
     let query = Message { text: question.to_owned(), pictures: (0..paths.len()).collect() };
     Ok((prompt::chat(tokenizer, &settings, &[], &query)?, paths))
-}
-
-/// The error of a prompt that the context cannot hold.
-pub fn too_long(n_prompt: usize, n_ctx: usize) -> Error {
-    Error::usage(format!("the prompt has {n_prompt} tokens but the context holds {n_ctx}; shorten it or raise -c"))
 }
 
 fn question(args: &AskArgs) -> Result<String> {

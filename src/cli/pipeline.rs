@@ -217,7 +217,7 @@ pub fn session_settings(
             human_bytes(available)
         )));
     }
-    Ok(SessionSettings { n_ctx, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 })
+    Ok(SessionSettings { n_ctx, n_batch: n_prompt, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 })
 }
 
 /// Threads to compute with: as told, else the physical cores that this process may use.

@@ -7,14 +7,14 @@ use std::path::Path;
 use qvl::error::{Error, Result};
 use qvl::llama::{Sampler, SamplerSettings};
 use qvl::prompt::{self, Prompt};
-use qvl::session::{Session, TextFile};
+use qvl::session::{Seen, Session, TextFile, too_long};
 use qvl::text::ChatFormat;
 use qvl::tokenizer::TokenId;
 use serde_json::{Map, json};
 use tempfile::NamedTempFile;
 
 use super::args::TraceArgs;
-use super::ask::{build_prompt, too_long};
+use super::ask::build_prompt;
 use super::pipeline::{self, Mmproj, TracedImage};
 use super::{STOP, output, read_text};
 
@@ -46,6 +46,7 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     }
     output::check(&args.output)?;
     settings.n_outputs = n_prompt.clamp(1, N_ROWS_AT_ONCE);
+    settings.n_batch = settings.n_outputs;
     let images = match pictures.is_empty() {
         true => Vec::new(),
         false => Mmproj::open(&args.model, &text)?.trace_all(&pictures, &args.context, quiet)?,
@@ -65,8 +66,8 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     images.iter().try_for_each(|image| write_image(&mut file, image))?;
 
     let model = pipeline::load_model(&text, &args.context, quiet)?;
-    let mut session = Session::new(&text, &model, &settings, n_prompt, &STOP)?;
-    let embeddings: Vec<_> = images.into_iter().map(|image| image.embedding).collect();
+    let mut session = Session::new(&text, &model, &settings, &STOP)?;
+    let embeddings: Vec<_> = images.into_iter().map(|image| Seen::new(image.embedding)).collect();
     let mut last = Vec::new();
     session.prefill_all(&prompt, &embeddings, |row| {
         last.clear();

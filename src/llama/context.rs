@@ -1,12 +1,12 @@
 //! A context: KV cache and computation over a [`Model`].
 
-use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 
+use super::rotation::{Hook, NO_ROTATION, RotatedRows, after_rope};
 use super::{Model, log};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ggml::{c_type, is_set};
@@ -32,6 +32,8 @@ pub struct ContextParams {
     pub n_ubatch: usize,
     /// Most logit rows of one [`Context::decode`].
     pub n_outputs: usize,
+    /// Sequences, which share the positions.
+    pub n_seqs: usize,
     /// Threads for one token, and for many.
     pub n_threads: usize,
     /// Element type of cached keys.
@@ -40,34 +42,6 @@ pub struct ContextParams {
     pub type_v: GgmlType,
     /// Whether attention is fused.
     pub flash: FlashAttention,
-}
-
-/// Which rows a rotation callback sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rotated {
-    /// Queries.
-    Queries,
-    /// Keys, before they enter the cache.
-    Keys,
-}
-
-/// Rows of one layer that want their rotary positions: `rows` is `[tokens][n_head][d_head]`, row-major f32.
-pub struct RotatedRows<'a> {
-    /// Queries or keys.
-    pub which: Rotated,
-    /// Position of each token.
-    pub positions: &'a [i32],
-    /// The values, rotated in place.
-    pub rows: &'a mut [f32],
-}
-
-type RotateFn = dyn FnMut(RotatedRows<'_>);
-
-struct Hook {
-    rotate: Box<RotateFn>,
-    positions: Vec<i32>,
-    copy: Vec<f32>,
-    n_seen: usize,
 }
 
 /// One input of a batch.
@@ -79,13 +53,35 @@ pub enum Input<'a> {
     Embedding(&'a [f32]),
 }
 
-/// Which inputs give logits.
+/// A place in a batch: what is read, as which position of which sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// What is read.
+    pub input: Input<'a>,
+    /// Sequence, smaller than [`ContextParams::n_seqs`].
+    pub seq: usize,
+    /// Position, one more than that of the sequence's last entry.
+    pub position: usize,
+    /// Whether its logits are wanted.
+    pub output: Output,
+}
+
+/// Whether an entry gives logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outputs {
-    /// The last one.
-    Last,
-    /// Every one.
-    All,
+pub enum Output {
+    /// A row of logits.
+    Logits,
+    /// Nothing but its place in the cache.
+    None,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// All of it was read.
+    Done,
+    /// Nothing of it was read: the KV cache has no room for it.
+    Full,
 }
 
 /// A context over a model. Not to be used from several threads at once.
@@ -97,14 +93,9 @@ pub struct Context<'m> {
     n_embd: usize,
     n_batch: usize,
     n_outputs: usize,
+    n_seqs: usize,
     lifetime: PhantomData<(&'m Model, &'m AtomicBool)>,
 }
-
-/// Makes ggml's own rotation the identity in f32 (every angle is below 1e-25), without the 0 that means "default".
-///
-/// The exact rotation is done by the callback instead: ggml multiplies angles up iteratively in f32, which drifts by
-/// 1e-4 at positions in the thousands, and its `qwen` graph has neither dynamic NTK nor logn attention.
-const NO_ROTATION: f32 = 1e-30;
 
 impl<'m> Context<'m> {
     /// A context whose queries and keys are rotated by `rotate`, called for each layer. A computation ends early once
@@ -115,8 +106,7 @@ impl<'m> Context<'m> {
         stop: &'m AtomicBool,
         rotate: impl FnMut(RotatedRows<'_>) + 'static,
     ) -> Result<Self> {
-        let hook = Hook { rotate: Box::new(rotate), positions: Vec::new(), copy: Vec::new(), n_seen: 0 };
-        let hook = Box::into_raw(Box::new(hook));
+        let hook = Box::into_raw(Box::new(Hook::new(rotate)));
         // SAFETY: no arguments.
         let mut c = unsafe { sys::llama_context_default_params() };
         c.n_ctx = params.n_ctx as u32;
@@ -124,6 +114,9 @@ impl<'m> Context<'m> {
         c.n_ubatch = params.n_ubatch as u32;
         c.n_outputs_max = params.n_outputs as u32;
         c.n_outputs_max_per_seq = params.n_outputs as u32;
+        c.n_seq_max = params.n_seqs as u32;
+        // One buffer for all, in which a common beginning is held once.
+        c.kv_unified = true;
         c.n_threads = params.n_threads as i32;
         c.n_threads_batch = params.n_threads as i32;
         c.type_k = c_type(params.type_k);
@@ -159,8 +152,8 @@ impl<'m> Context<'m> {
             (NonNull::new(sys::llama_batch_ext_init(ptr.as_ptr())), n_vocab, n_embd)
         };
         let batch = batch.ok_or_else(|| Error::memory("cannot allocate a batch"))?;
-        let (n_batch, n_outputs) = (params.n_batch, params.n_outputs);
-        Ok(Context { ptr, batch, hook, n_vocab, n_embd, n_batch, n_outputs, lifetime: PhantomData })
+        let &ContextParams { n_batch, n_outputs, n_seqs, .. } = params;
+        Ok(Context { ptr, batch, hook, n_vocab, n_embd, n_batch, n_outputs, n_seqs, lifetime: PhantomData })
     }
 
     /// Replaces the rotation, for what is decoded from now on.
@@ -169,17 +162,12 @@ impl<'m> Context<'m> {
         unsafe { (*self.hook).rotate = Box::new(rotate) };
     }
 
-    /// Feeds `inputs` at positions `n_past ..`, one pass over the weights each n_ubatch of them. Logits of the wanted
-    /// inputs are readable until the next call.
-    ///
-    /// Errors: kind interrupted when stopped, kind usage when the cache is full.
-    pub fn decode(&mut self, inputs: &[Input<'_>], n_past: usize, outputs: Outputs) -> Result<()> {
-        let n_wanted = if outputs == Outputs::All { inputs.len() } else { 1 };
-        assert!(!inputs.is_empty() && inputs.len() <= self.n_batch && n_wanted <= self.n_outputs, "batch size");
-        for (i, input) in inputs.iter().enumerate() {
-            let wanted = outputs == Outputs::All || i + 1 == inputs.len();
-            self.add(*input, (n_past + i) as i32, wanted)?;
-        }
+    /// Reads a batch, one pass over the weights each n_ubatch entries. Logits of the wanted entries are readable until the
+    /// next call. Errors: kind interrupted when stopped.
+    pub fn decode(&mut self, batch: &[Entry<'_>]) -> Result<Decoded> {
+        let n_wanted = batch.iter().filter(|e| e.output == Output::Logits).count();
+        assert!(!batch.is_empty() && batch.len() <= self.n_batch && n_wanted <= self.n_outputs, "batch size");
+        batch.iter().try_for_each(|entry| self.add(entry))?;
         // SAFETY: context and batch are valid; the hook's counter is ours and no computation is running.
         let status = unsafe {
             (*self.hook).n_seen = 0;
@@ -193,38 +181,39 @@ impl<'m> Context<'m> {
             0 if unsafe { (*self.hook).n_seen } == 0 => {
                 Err(Error::other("this llama.cpp does not show its rotary nodes; qvl was built against another one"))
             }
-            0 => Ok(()),
-            1 => Err(Error::usage("the context is full; use a larger one (-c)")),
+            0 => Ok(Decoded::Done),
+            1 => Ok(Decoded::Full),
             2 => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
             _ => Err(Error::other(format!("llama.cpp cannot decode (status {status}): {}", log::take_last_error()))),
         }
     }
 
-    fn add(&mut self, input: Input<'_>, position: i32, wanted: bool) -> Result<()> {
-        let batch = self.batch.as_ptr();
+    fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
+        assert!(entry.seq < self.n_seqs, "a sequence of this context");
+        let (batch, seq, position) = (self.batch.as_ptr(), entry.seq as i32, entry.position as i32);
         // SAFETY: the batch is valid; tokens are in range and rows as wide as the model (asserted), copied by the call.
         let added = unsafe {
-            let index = match input {
+            let index = match entry.input {
                 Input::Token(id) => {
                     assert!((id as usize) < self.n_vocab, "a token of the vocabulary");
-                    sys::llama_batch_ext_add_token(batch, 0, id as i32)
+                    sys::llama_batch_ext_add_token(batch, seq, id as i32)
                 }
                 Input::Embedding(row) => {
                     assert_eq!(row.len(), self.n_embd, "a row as wide as the model");
                     let embd = sys::llama_embd { data: row.as_ptr(), n_rows: 1, n_embd: row.len() };
-                    sys::llama_batch_ext_add_embd(batch, 0, embd)
+                    sys::llama_batch_ext_add_embd(batch, seq, embd)
                 }
             };
             index >= 0
                 && sys::llama_batch_ext_set_pos(batch, index, &position)
-                && (!wanted || sys::llama_batch_ext_set_output_logits(batch, index, true))
+                && (entry.output == Output::None || sys::llama_batch_ext_set_output_logits(batch, index, true))
         };
         added
             .then_some(())
             .ok_or_else(|| Error::other(format!("llama.cpp refused an input: {}", log::take_last_error())))
     }
 
-    /// Logits of input `index` of the last [`decode`](Self::decode), n_vocab values; `None` if they were not wanted.
+    /// Logits of entry `index` of the last [`decode`](Self::decode), n_vocab values; `None` if they were not wanted.
     pub fn logits(&self, index: usize) -> Option<&[f32]> {
         // SAFETY: the context is valid; llama.cpp returns null for an index without logits, else n_vocab floats that
         // live until the next decode, which needs `&mut self`.
@@ -234,13 +223,55 @@ impl<'m> Context<'m> {
         }
     }
 
-    /// Forgets cached positions from `n_past` on.
-    pub fn truncate(&mut self, n_past: usize) {
-        // SAFETY: the context and its memory are valid; sequence 0 exists.
+    /// Forgets the cached positions of a sequence from `n_past` on.
+    pub fn truncate(&mut self, seq: usize, n_past: usize) {
+        assert!(seq < self.n_seqs, "a sequence of this context");
+        // SAFETY: the context and its memory are valid, and so is the sequence.
         unsafe {
             let memory = sys::llama_get_memory(self.ptr.as_ptr());
-            sys::llama_memory_seq_rm(memory, 0, n_past as i32, -1);
+            sys::llama_memory_seq_rm(memory, seq as i32, n_past as i32, -1);
         }
+    }
+
+    /// Makes the first `n_past` positions of `from` those of `to`, which must be empty. Copies nothing: both hold the same
+    /// cells from then on.
+    pub fn share(&mut self, from: usize, to: usize, n_past: usize) {
+        assert!(from < self.n_seqs && to < self.n_seqs && from != to, "two sequences of this context");
+        // SAFETY: as in `truncate`.
+        unsafe {
+            let memory = sys::llama_get_memory(self.ptr.as_ptr());
+            sys::llama_memory_seq_cp(memory, from as i32, to as i32, 0, n_past as i32);
+        }
+    }
+
+    /// A copy of what the cache holds of a sequence, in llama.cpp's own format.
+    pub fn state(&mut self, seq: usize) -> Result<Vec<u8>> {
+        assert!(seq < self.n_seqs, "a sequence of this context");
+        // SAFETY: the context is valid; the buffer has the size that llama.cpp asks for.
+        unsafe {
+            let n_bytes = sys::llama_state_seq_get_size(self.ptr.as_ptr(), seq as i32);
+            let mut data = vec![0; n_bytes];
+            let n_written = sys::llama_state_seq_get_data(self.ptr.as_ptr(), data.as_mut_ptr(), n_bytes, seq as i32);
+            if n_written == 0 || n_written > n_bytes {
+                return Err(Error::other(format!("llama.cpp cannot save its cache: {}", log::take_last_error())));
+            }
+            data.truncate(n_written);
+            Ok(data)
+        }
+    }
+
+    /// Puts back what [`state`](Self::state) gave, of a context with the same model, types and attention. Errors: it does not
+    /// fit; the sequence is empty then.
+    pub fn restore(&mut self, seq: usize, state: &[u8]) -> Result<()> {
+        self.truncate(seq, 0);
+        // SAFETY: the context is valid; llama.cpp reads within the given length and catches its own exceptions.
+        let n_read =
+            unsafe { sys::llama_state_seq_set_data(self.ptr.as_ptr(), state.as_ptr(), state.len(), seq as i32) };
+        if n_read != state.len() {
+            self.truncate(seq, 0);
+            return Err(Error::other(format!("llama.cpp cannot restore its cache: {}", log::take_last_error())));
+        }
+        Ok(())
     }
 }
 
@@ -253,49 +284,4 @@ impl Drop for Context<'_> {
             drop(Box::from_raw(self.hook));
         }
     }
-}
-
-/// The scheduler's evaluation callback: asks to see each rotary node and rotates its rows once they are computed.
-///
-/// # Safety
-/// Called by ggml's scheduler with a valid node and the `Hook` that was installed.
-unsafe extern "C" fn after_rope(node: *mut sys::ggml_tensor, ask: bool, hook: *mut c_void) -> bool {
-    // SAFETY: by this function's contract.
-    let node_ref = unsafe { &*node };
-    if node_ref.op != sys::GGML_OP_ROPE {
-        return !ask;
-    }
-    if ask {
-        return true;
-    }
-    // SAFETY: node names are terminated strings inside the node.
-    let name = unsafe { CStr::from_ptr(node_ref.name.as_ptr()) }.to_bytes();
-    let which = match name {
-        _ if name.starts_with(b"Qcur-") => Rotated::Queries,
-        _ if name.starts_with(b"Kcur-") => Rotated::Keys,
-        _ => return true,
-    };
-    // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
-    let hook = unsafe { &mut *hook.cast::<Hook>() };
-    let n_values = node_ref.ne.iter().product::<i64>() as usize;
-    // SAFETY: src[1] of a rotary node is its i32 positions; the node is f32 and, as the result of an operation,
-    // contiguous; both are computed. Host memory is rotated where it lies, other memory through a copy.
-    unsafe {
-        let positions = node_ref.src[1];
-        hook.positions.resize(sys::ggml_nelements(positions) as usize, 0);
-        let n_bytes = size_of_val(&hook.positions[..]);
-        sys::ggml_backend_tensor_get(positions, hook.positions.as_mut_ptr().cast(), 0, n_bytes);
-        hook.n_seen += 1;
-        let Hook { rotate, positions, copy, .. } = hook;
-        if sys::ggml_backend_buffer_is_host(node_ref.buffer) {
-            let rows = std::slice::from_raw_parts_mut(node_ref.data.cast::<f32>(), n_values);
-            rotate(RotatedRows { which, positions, rows });
-        } else {
-            copy.resize(n_values, 0.0);
-            sys::ggml_backend_tensor_get(node, copy.as_mut_ptr().cast(), 0, n_values * size_of::<f32>());
-            rotate(RotatedRows { which, positions, rows: copy });
-            sys::ggml_backend_tensor_set(node, copy.as_ptr().cast(), 0, n_values * size_of::<f32>());
-        }
-    }
-    true
 }

@@ -7,11 +7,13 @@ mod context;
 mod goldens;
 mod log;
 mod model;
+mod rotation;
 mod sampler;
 
-pub use context::{Context, ContextParams, FlashAttention, Input, Outputs, Rotated, RotatedRows};
+pub use context::{Context, ContextParams, Decoded, Entry, FlashAttention, Input, Output};
 pub use log::{LogLevel, set_log};
 pub use model::{LoadMode, Model, ModelParams};
+pub use rotation::{Rotated, RotatedRows};
 pub use sampler::{MIN_TEMP, Sampler, SamplerSettings};
 
 use std::sync::OnceLock;

@@ -1,80 +1,42 @@
 //! A text model at work: a prompt of tokens and pictures goes in, logits come out, one position after the other.
 
 mod generate;
+mod line;
+mod many;
+mod text_file;
 
 pub use generate::{Answer, Finish, GenerateSettings, generate};
+pub use line::{ImageId, Mark, Seen};
+pub use many::{Next, Sequences};
+pub use text_file::TextFile;
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
-use crate::llama::{self, ContextParams, FlashAttention, Input, Model, ModelParams, Outputs};
-use crate::mmap::MappedFile;
-use crate::names::vocab;
-use crate::prompt::{Chunk, Prompt};
+use crate::llama::{self, ContextParams, Decoded, Entry, FlashAttention, Model, Output};
+use crate::prompt::Prompt;
 use crate::quant::GgmlType;
-use crate::text::{self, Rotary, TextHparams};
-use crate::tokenizer::{TokenId, Tokenizer};
-use crate::vision::ImageEmbedding;
+use crate::text::{Rotary, TextHparams, alpha};
+use crate::tokenizer::TokenId;
+
+use line::{Place, line, n_common};
 
 /// Positions that pass over the weights together at most. A prompt of some pictures takes one pass; beyond, compute
 /// buffers would grow and the weights' traffic no longer counts.
-const MAX_UBATCH: usize = 2048;
+pub const MAX_UBATCH: usize = 2048;
 
 /// Largest magnitude of a logit from which samplers are given a choice: far beyond any model's, and small enough to be
 /// divided by the smallest temperature and penalty without becoming infinite.
 const MAX_LOGIT: f32 = 1e30;
-
-/// A text GGUF that has been proven, with its tokenizer; no weight has been touched.
-pub struct TextFile {
-    path: PathBuf,
-    hparams: TextHparams,
-    tokenizer: Tokenizer,
-}
-
-impl TextFile {
-    /// Proves the header of `path`. Errors (kind model) name the file and the key or tensor. Cost: tens of
-    /// milliseconds for the real vocabulary.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = MappedFile::open(path)?;
-        let read = || -> Result<Self> {
-            let gguf = Gguf::parse(&file)?;
-            let hparams = TextHparams::read(&gguf)?;
-            text::check(&gguf, &hparams)?;
-            let tokens = gguf.strings(vocab::TOKENS)?.to_vec();
-            let tokenizer = Tokenizer::new(tokens, gguf.i32s(vocab::TOKEN_TYPE)?, hparams.n_queries)?;
-            Ok(TextFile { path: path.to_owned(), hparams, tokenizer })
-        };
-        read().map_err(|e| e.at(path))
-    }
-
-    /// Where it lies.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its dimensions and defaults.
-    pub fn hparams(&self) -> &TextHparams {
-        &self.hparams
-    }
-
-    /// Its tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// Loads the weights.
-    pub fn load(&self, params: ModelParams) -> Result<Model> {
-        Model::load(&self.path, params)
-    }
-}
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionSettings {
     /// Positions that the KV cache holds.
     pub n_ctx: usize,
+    /// Positions read together at most.
+    pub n_batch: usize,
     /// Threads.
     pub n_threads: usize,
     /// Element type of cached keys.
@@ -87,85 +49,86 @@ pub struct SessionSettings {
     pub n_outputs: usize,
 }
 
-/// A prompt being read and continued.
+impl SessionSettings {
+    /// What llama.cpp is asked for, for `n_seqs` sequences.
+    fn params(&self, n_seqs: usize) -> ContextParams {
+        let n_batch = self.n_batch.clamp(1, self.n_ctx);
+        ContextParams {
+            n_ctx: self.n_ctx,
+            n_batch,
+            n_ubatch: n_batch.min(MAX_UBATCH),
+            n_outputs: self.n_outputs.min(n_batch),
+            n_seqs,
+            n_threads: self.n_threads,
+            type_k: self.type_k,
+            type_v: self.type_v,
+            flash: self.flash,
+        }
+    }
+}
+
+/// A text that is read and continued. What it has read it keeps: a prompt that begins in the same way is read from where
+/// it differs.
 pub struct Session<'m> {
     context: llama::Context<'m>,
+    model: &'m Model,
     hparams: &'m TextHparams,
-    n_past: usize,
-    n_ctx: usize,
-    n_batch: usize,
-    /// Index of the last input of the last batch.
-    last: usize,
+    settings: SessionSettings,
+    stop: &'m AtomicBool,
+    /// α of dynamic NTK that the cached keys were rotated with.
+    alpha: f64,
+    /// What the cache holds.
+    read: Vec<Mark>,
+    /// Index of the last entry of the last batch; none before the first.
+    last: Option<usize>,
 }
 
 impl<'m> Session<'m> {
-    /// A session for a prompt of `n_prompt` positions and what is generated after it. The rotary base is fixed by
-    /// `n_prompt` (dynamic NTK), whatever is generated later. Computation ends early once `stop` is set.
-    ///
-    /// Errors: kind usage when the prompt does not fit the context, kind memory when buffers do not fit.
-    pub fn new(
-        file: &'m TextFile,
-        model: &'m Model,
-        settings: &SessionSettings,
-        n_prompt: usize,
-        stop: &'m AtomicBool,
-    ) -> Result<Self> {
-        let n_ctx = settings.n_ctx;
-        if n_prompt == 0 {
-            return Err(Error::usage("the prompt is empty"));
-        }
-        if n_prompt > n_ctx {
-            return Err(Error::usage(format!(
-                "the prompt has {n_prompt} tokens but the context holds {n_ctx}; shorten it or raise -c"
-            )));
-        }
-        // All positions are wanted at once when logits are: then the batch is no larger than what can be kept.
-        let n_batch = n_prompt.min(if settings.n_outputs > 1 { settings.n_outputs } else { n_ctx });
-        let params = ContextParams {
-            n_ctx,
-            n_batch,
-            n_ubatch: n_batch.min(MAX_UBATCH),
-            n_outputs: settings.n_outputs.min(n_batch),
-            n_threads: settings.n_threads,
-            type_k: settings.type_k,
-            type_v: settings.type_v,
-            flash: settings.flash,
-        };
+    /// A session that has read nothing. Computation ends early once `stop` is set. Errors: kind memory when buffers do not
+    /// fit.
+    pub fn new(file: &'m TextFile, model: &'m Model, settings: &SessionSettings, stop: &'m AtomicBool) -> Result<Self> {
         let hparams = file.hparams();
-        let mut rotary = Rotary::new(hparams, n_prompt);
-        let context = llama::Context::new(model, &params, stop, move |rows| rotary.rotate(rows))?;
-        Ok(Session { context, hparams, n_past: 0, n_ctx, n_batch, last: 0 })
+        let alpha = alpha(hparams, 1);
+        let mut rotary = Rotary::new(hparams, alpha);
+        let context = llama::Context::new(model, &settings.params(1), stop, move |rows| rotary.rotate(rows))?;
+        Ok(Session { context, model, hparams, settings: *settings, stop, alpha, read: Vec::new(), last: None })
     }
 
     /// Positions that were read so far.
     pub fn n_past(&self) -> usize {
-        self.n_past
+        self.read.len()
     }
 
     /// Positions that are left.
     pub fn n_left(&self) -> usize {
-        self.n_ctx - self.n_past
+        self.settings.n_ctx - self.read.len()
     }
 
     /// Reads the whole prompt; pictures are taken from `images` by their index. [`logits`](Self::logits) are those of
-    /// the last position then.
-    pub fn prefill(&mut self, prompt: &Prompt, images: &[ImageEmbedding]) -> Result<()> {
-        let inputs = self.inputs(prompt, images)?;
-        for batch in inputs.chunks(self.n_batch) {
+    /// the last position then. Its length fixes the rotary base (dynamic NTK), whatever is generated later.
+    ///
+    /// Returns how many positions were there already, from a prompt before and what was generated after it.
+    /// Errors: kind usage when it is empty or does not fit the context.
+    pub fn prefill(&mut self, prompt: &Prompt, images: &[Arc<Seen>]) -> Result<usize> {
+        let line = self.begin(prompt, images)?;
+        let n_kept = n_common(&self.read, &line).min(line.len() - 1);
+        self.read.truncate(n_kept);
+        for batch in line[n_kept..].chunks(self.n_batch()) {
             self.feed(batch, Outputs::Last)?;
         }
-        Ok(())
+        Ok(n_kept)
     }
 
-    /// As [`prefill`](Self::prefill), handing the logits of every position to `row` in order.
+    /// As [`prefill`](Self::prefill) from nothing, handing the logits of every position to `row` in order.
     pub fn prefill_all(
         &mut self,
         prompt: &Prompt,
-        images: &[ImageEmbedding],
+        images: &[Arc<Seen>],
         mut row: impl FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
-        let inputs = self.inputs(prompt, images)?;
-        for batch in inputs.chunks(self.n_batch) {
+        let line = self.begin(prompt, images)?;
+        self.read.clear();
+        for batch in line.chunks(self.n_batch().min(self.settings.n_outputs)) {
             self.feed(batch, Outputs::All)?;
             for index in 0..batch.len() {
                 row(self.context.logits(index).ok_or_else(|| Error::other("llama.cpp kept no logits"))?)?;
@@ -176,43 +139,101 @@ impl<'m> Session<'m> {
 
     /// Reads one more token. Errors: kind usage when the context is full.
     pub fn push(&mut self, id: TokenId) -> Result<()> {
-        self.feed(&[Input::Token(id.to_u32())], Outputs::Last)
+        self.feed(&[Place::Token(id)], Outputs::Last)
     }
 
     /// Logits of the last position, a value for each row of the vocabulary, unused rows included. Errors: kind model
     /// when they are beyond 1e30 or no numbers at all, from which nothing can be chosen.
     pub fn logits(&self) -> Result<&[f32]> {
-        let logits = self.context.logits(self.last);
-        let logits = logits.ok_or_else(|| Error::other("no logits yet: nothing was read"))?;
-        if logits.iter().all(|x| x.abs() <= MAX_LOGIT) {
-            return Ok(logits);
-        }
-        Err(Error::model("the logits are not finite: the weights are damaged or too large (see qvl inspect --verify)"))
+        let logits = self.last.and_then(|last| self.context.logits(last));
+        sound(logits.ok_or_else(|| Error::other("no logits yet: nothing was read"))?)
     }
 
-    fn feed(&mut self, inputs: &[Input<'_>], outputs: Outputs) -> Result<()> {
-        if inputs.len() > self.n_left() {
-            return Err(Error::usage(format!("the context of {} tokens is full; raise -c", self.n_ctx)));
+    /// Makes room for `n_ctx` positions, keeping what was read. Errors: kind memory when there is not enough; nothing has
+    /// changed then. Cost: a copy of what the cache holds while it moves.
+    pub fn grow(&mut self, n_ctx: usize) -> Result<()> {
+        if n_ctx <= self.settings.n_ctx {
+            return Ok(());
         }
-        self.context.decode(inputs, self.n_past, outputs)?;
-        self.n_past += inputs.len();
-        self.last = inputs.len() - 1;
+        let settings = SessionSettings { n_ctx, ..self.settings };
+        let mut rotary = Rotary::new(self.hparams, self.alpha);
+        let rotate = move |rows: llama::RotatedRows<'_>| rotary.rotate(rows);
+        let mut context = llama::Context::new(self.model, &settings.params(1), self.stop, rotate)?;
+        if !self.read.is_empty() {
+            self.context.truncate(0, self.read.len());
+            context.restore(0, &self.context.state(0)?)?;
+        }
+        (self.context, self.settings, self.last) = (context, settings, None);
         Ok(())
     }
 
-    fn inputs<'a>(&self, prompt: &'a Prompt, images: &'a [ImageEmbedding]) -> Result<Vec<Input<'a>>> {
-        let (n_embd, n_queries) = (self.hparams.n_embd, self.hparams.n_queries);
-        let mut inputs = Vec::with_capacity(prompt.n_positions(n_queries));
-        for chunk in &prompt.chunks {
-            match chunk {
-                Chunk::Tokens(ids) => inputs.extend(ids.iter().map(|id| Input::Token(id.to_u32()))),
-                Chunk::Image(k) => {
-                    let image = images.get(*k).filter(|e| e.d_out == n_embd && e.n_queries == n_queries);
-                    let image = image.ok_or_else(|| Error::other(format!("no fitting embedding of picture {k}")))?;
-                    inputs.extend(image.data.chunks_exact(n_embd).map(Input::Embedding));
-                }
-            }
+    /// The places of a prompt that fits, with the rotation set for it. What was read with another one is forgotten.
+    fn begin(&mut self, prompt: &Prompt, images: &[Arc<Seen>]) -> Result<Vec<Place>> {
+        let h = self.hparams;
+        let line = line(prompt, images, h.n_queries, h.n_embd)?;
+        if line.is_empty() {
+            return Err(Error::usage("the prompt is empty"));
         }
-        Ok(inputs)
+        if line.len() > self.settings.n_ctx {
+            return Err(too_long(line.len(), self.settings.n_ctx));
+        }
+        let alpha = alpha(h, line.len());
+        if alpha != self.alpha {
+            let mut rotary = Rotary::new(h, alpha);
+            self.context.set_rotation(move |rows| rotary.rotate(rows));
+            self.alpha = alpha;
+            self.read.clear();
+        }
+        Ok(line)
     }
+
+    fn n_batch(&self) -> usize {
+        self.settings.n_batch.clamp(1, self.settings.n_ctx)
+    }
+
+    fn feed(&mut self, places: &[Place], outputs: Outputs) -> Result<()> {
+        let n_past = self.read.len();
+        let full = || Error::usage(format!("the context of {} tokens is full; raise -c", self.settings.n_ctx));
+        if places.len() > self.n_left() {
+            return Err(full());
+        }
+        // An interrupted batch leaves positions behind that nobody counted.
+        self.context.truncate(0, n_past);
+        let mut batch = Vec::with_capacity(places.len());
+        for (i, place) in places.iter().enumerate() {
+            let wanted = outputs == Outputs::All || i + 1 == places.len();
+            let output = if wanted { Output::Logits } else { Output::None };
+            batch.push(Entry { input: place.input(), seq: 0, position: n_past + i, output });
+        }
+        self.last = None;
+        match self.context.decode(&batch)? {
+            Decoded::Done => {}
+            Decoded::Full => return Err(full()),
+        }
+        self.read.extend(places.iter().map(Place::mark));
+        self.last = Some(places.len() - 1);
+        Ok(())
+    }
+}
+
+/// Which positions of a batch give logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outputs {
+    /// The last one.
+    Last,
+    /// Every one.
+    All,
+}
+
+/// The error of a prompt that the context cannot hold.
+pub fn too_long(n_prompt: usize, n_ctx: usize) -> Error {
+    Error::usage(format!("the prompt has {n_prompt} tokens but the context holds {n_ctx}; shorten it or raise -c"))
+}
+
+/// Logits from which something can be chosen.
+fn sound(logits: &[f32]) -> Result<&[f32]> {
+    if logits.iter().all(|x| x.abs() <= MAX_LOGIT) {
+        return Ok(logits);
+    }
+    Err(Error::model("the logits are not finite: the weights are damaged or too large (see qvl inspect --verify)"))
 }

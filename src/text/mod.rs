@@ -6,4 +6,4 @@ mod rotary;
 
 pub use check::check;
 pub use hparams::{ChatFormat, TextHparams};
-pub use rotary::{Rotary, ntk_alpha};
+pub use rotary::{Rotary, alpha};

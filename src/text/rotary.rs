@@ -13,6 +13,11 @@ pub fn ntk_alpha(n: usize, seq_length: usize) -> f64 {
     (context.ceil().exp2() - 1.0).max(1.0)
 }
 
+/// α for a prefill of `n` tokens of this model; 1 where it does not grow.
+pub fn alpha(h: &TextHparams, n: usize) -> f64 {
+    if h.use_dynamic_ntk { ntk_alpha(n, h.seq_length) } else { 1.0 }
+}
+
 /// Rotates queries and keys. Cost: sines and cosines once a batch, then one multiply-add a value.
 pub struct Rotary {
     d_head: usize,
@@ -29,10 +34,9 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Rotation for a prompt of `n_prefill` tokens and whatever is generated after it: α stays that of the prefill.
-    pub fn new(h: &TextHparams, n_prefill: usize) -> Self {
+    /// Rotation with this [`alpha`], which stays that of the prefill whatever is generated after it.
+    pub fn new(h: &TextHparams, alpha: f64) -> Self {
         let d = h.d_head() as f64;
-        let alpha = if h.use_dynamic_ntk { ntk_alpha(n_prefill, h.seq_length) } else { 1.0 };
         let base = (f64::from(h.rope_freq_base) * alpha.powf(d / (d - 2.0).max(1.0))) as f32;
         let frequency = |i: usize| {
             // In f32 steps, as torch does: exponent, power, reciprocal.

@@ -45,6 +45,9 @@ mod sees;
 /// Every TYPE: its blocks are ggml's own and its file answers.
 mod types;
 
+/// Sessions of the library: nothing is read twice, and together is as alone.
+mod sessions;
+
 /// `qvl tokenize`: a line for a line.
 mod tokenize;
 

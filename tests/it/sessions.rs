@@ -1,0 +1,186 @@
+//! The library's sessions: what was read is not read again, and texts that are continued together come out as they would
+//! alone.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams, Sampler, SamplerSettings};
+use qvl::prompt::{self, ChatSettings, Message, PicturePrefix, Prompt};
+use qvl::quant::GgmlType;
+use qvl::session::{Next, Seen, Sequences, Session, SessionSettings, TextFile};
+use qvl::tokenizer::TokenId;
+use qvl::vision::ImageEmbedding;
+
+use crate::models::random;
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Largest difference of a logit between two ways of batching the same f32 sums.
+const TOLERANCE: f32 = 2e-4;
+
+fn open() -> (TextFile, Model) {
+    let file = TextFile::open(&random().text).unwrap();
+    let model = file.load(ModelParams { load: LoadMode::Map, n_gpu_layers: 0, repack: false }).unwrap();
+    (file, model)
+}
+
+fn settings(n_ctx: usize) -> SessionSettings {
+    let (type_k, type_v, flash) = (GgmlType::F32, GgmlType::F32, FlashAttention::Off);
+    SessionSettings { n_ctx, n_batch: 64, n_threads: 1, type_k, type_v, flash, n_outputs: 1 }
+}
+
+/// A picture that never was: rows of a fixed pattern.
+fn picture(file: &TextFile, seed: u32) -> Arc<Seen> {
+    let h = file.hparams();
+    let value = |k: usize| ((k as u32).wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 8) as f32 / 1e7 - 0.8;
+    let data = (0..h.n_queries * h.n_embd).map(value).collect();
+    Seen::new(ImageEmbedding { n_queries: h.n_queries, d_out: h.n_embd, data })
+}
+
+/// A chat about picture `k`.
+fn ask(file: &TextFile, k: usize, question: &str) -> Prompt {
+    let settings = ChatSettings {
+        system: "You are a helpful assistant.".into(),
+        max_window_size: 4096,
+        picture_prefix: PicturePrefix::Spaced,
+    };
+    let query = Message { text: question.into(), pictures: vec![k] };
+    prompt::chat(file.tokenizer(), &settings, &[], &query).unwrap()
+}
+
+fn greedy(file: &TextFile) -> Sampler {
+    let settings = SamplerSettings { temp: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, seed: 0 };
+    Sampler::new(settings, file.tokenizer().n_used())
+}
+
+/// Greedy ids of a prompt by itself, and the logits after the prompt.
+fn alone(file: &TextFile, model: &Model, prompt: &Prompt, images: &[Arc<Seen>], n: usize) -> (Vec<TokenId>, Vec<f32>) {
+    let mut session = Session::new(file, model, &settings(600), &STOP).unwrap();
+    assert_eq!(session.prefill(prompt, images).unwrap(), 0);
+    let first = session.logits().unwrap().to_vec();
+    let mut sampler = greedy(file);
+    let ids = (0..n)
+        .map(|_| {
+            let id = TokenId(sampler.sample(&session.logits().unwrap()[..file.tokenizer().n_used()]));
+            session.push(id).unwrap();
+            id
+        })
+        .collect();
+    (ids, first)
+}
+
+#[track_caller]
+fn close(a: &[f32], b: &[f32]) {
+    let worst = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    assert!(a.len() == b.len() && worst <= TOLERANCE, "{worst}");
+}
+
+#[test]
+fn a_session_reads_what_is_new_and_answers_as_if_it_had_read_all() {
+    let (file, model) = open();
+    let images = [picture(&file, 1), picture(&file, 2)];
+    let mut session = Session::new(&file, &model, &settings(600), &STOP).unwrap();
+    let prompts = [ask(&file, 0, "What is this?"), ask(&file, 0, "What is that?"), ask(&file, 1, "What is that?")];
+    let n_queries = file.hparams().n_queries;
+    let mut kept = Vec::new();
+    for prompt in &prompts {
+        kept.push(session.prefill(prompt, &images).unwrap());
+        close(session.logits().unwrap(), &alone(&file, &model, prompt, &images, 0).1);
+    }
+    // The same prompt once more: only its last position.
+    kept.push(session.prefill(&prompts[2], &images).unwrap());
+    let n_last = prompts[2].n_positions(n_queries) - 1;
+    assert_eq!((kept[0], kept[3]), (0, n_last));
+    assert!(kept[1] > n_queries, "the picture was kept: {kept:?}");
+    assert!(kept[2] < kept[1] && kept[2] > 0, "up to the picture: {kept:?}");
+}
+
+#[test]
+fn a_longer_prompt_has_another_rotary_base() {
+    let (file, model) = open();
+    let mut session = Session::new(&file, &model, &settings(600), &STOP).unwrap();
+    let long = "word ".repeat(file.hparams().seq_length);
+    let (short, long) = (ask(&file, 0, "What?"), ask(&file, 0, &long));
+    let images = [picture(&file, 1)];
+    for prompt in [&short, &long, &short] {
+        assert_eq!(session.prefill(prompt, &images).unwrap(), 0);
+        close(session.logits().unwrap(), &alone(&file, &model, prompt, &images, 0).1);
+    }
+}
+
+#[test]
+fn a_session_grows_with_what_it_holds() {
+    let (file, model) = open();
+    let images = [picture(&file, 1)];
+    let prompt = ask(&file, 0, "What is this?");
+    let n = prompt.n_positions(file.hparams().n_queries);
+    let mut session = Session::new(&file, &model, &settings(n), &STOP).unwrap();
+    session.prefill(&prompt, &images).unwrap();
+    assert_eq!(session.n_left(), 0);
+    let id = TokenId(5);
+    assert!(session.push(id).is_err());
+    session.grow(n + 3).unwrap();
+    session.push(id).unwrap();
+    let mut other = Session::new(&file, &model, &settings(600), &STOP).unwrap();
+    other.prefill(&prompt, &images).unwrap();
+    other.push(id).unwrap();
+    close(session.logits().unwrap(), other.logits().unwrap());
+}
+
+/// Greedy ids of all prompts, continued together in `n_slots` places of a cache of `n_ctx` positions, and how many
+/// positions were shared.
+fn together(
+    file: &TextFile,
+    model: &Model,
+    prompts: &[Prompt],
+    images: &[Arc<Seen>],
+    (n_slots, n_ctx): (usize, usize),
+) -> (Vec<Vec<TokenId>>, usize) {
+    let mut many = Sequences::new(file, model, &settings(n_ctx), n_slots, &STOP).unwrap();
+    let mut ids = vec![Vec::new(); prompts.len()];
+    let mut of_slot = vec![0; n_slots];
+    let mut waiting = prompts.iter().enumerate();
+    let mut next = waiting.next();
+    let n_queries = file.hparams().n_queries;
+    while next.is_some() || many.is_running() {
+        while let Some((k, prompt)) = next
+            && let Some(slot) = many.free(prompt.n_positions(n_queries))
+        {
+            of_slot[slot] = k;
+            many.begin(slot, prompt, images).unwrap();
+            next = waiting.next();
+        }
+        many.step(|slot, logits| {
+            let ids = &mut ids[of_slot[slot]];
+            ids.push(TokenId(greedy(file).sample(&logits[..file.tokenizer().n_used()])));
+            // Texts of different lengths: places become free at different times.
+            Ok(if ids.len() == N_TOKENS - of_slot[slot] % 4 { Next::Done } else { Next::Token(ids[ids.len() - 1]) })
+        })
+        .unwrap();
+    }
+    (ids, many.n_shared())
+}
+
+const N_TOKENS: usize = 10;
+
+#[test]
+fn texts_continued_together_come_out_as_alone() {
+    let (file, model) = open();
+    let images = [picture(&file, 1), picture(&file, 2)];
+    let questions = ["What is this?", "Where?", "How many of them are there?", "Why?", "Is it red?", "Who?", "When?"];
+    let mut prompts: Vec<Prompt> = questions.iter().enumerate().map(|(k, q)| ask(&file, k % 2, q)).collect();
+    // Longer than the training length: another rotary base, so it waits until it is alone.
+    prompts.insert(3, ask(&file, 0, &"word ".repeat(file.hparams().seq_length)));
+    let expect: Vec<_> =
+        (0..prompts.len()).map(|k| alone(&file, &model, &prompts[k], &images, N_TOKENS - k % 4).0).collect();
+    let (found, n_shared) = together(&file, &model, &prompts, &images, (3, 900));
+    assert_eq!(found, expect);
+    // Three more questions about each picture, whose rows are shared.
+    assert!(n_shared > 3 * file.hparams().n_queries, "{n_shared}");
+    // One place is the same as one after the other.
+    assert_eq!(together(&file, &model, &prompts, &images, (1, 900)).0, expect);
+    // A cache for one and a half: some must wait and begin again.
+    let longest = prompts.iter().map(|p| p.n_positions(file.hparams().n_queries)).max().unwrap();
+    let (found, _) = together(&file, &model, &prompts, &images, (4, longest + N_TOKENS));
+    assert_eq!(found, expect);
+}
