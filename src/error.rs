@@ -83,8 +83,13 @@ impl Error {
     }
 
     /// Puts the path in front of the message.
-    pub fn at(mut self, path: &Path) -> Self {
-        self.message = format!("{}: {}", path.display(), self.message);
+    pub fn at(self, path: &Path) -> Self {
+        self.of(path.display())
+    }
+
+    /// Puts what it is about in front of the message, where that is no path.
+    pub fn of(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
         self
     }
 

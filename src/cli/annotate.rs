@@ -1,11 +1,11 @@
 //! `--annotate`: the last picture with the answer's regions drawn on it.
 
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qvl::error::{Error, Result};
 use qvl::grounding::{self, Region};
-use qvl::image::{FileFormat, Picture, encode};
+use qvl::image::{FileFormat, ImageSource, Picture, encode};
 
 use super::{output, print_error};
 
@@ -24,16 +24,16 @@ impl<'a> Annotation<'a> {
         Ok(Annotation { path, format })
     }
 
-    /// Proves that the last of these `pictures`, read from `paths`, can be written. Errors (kind usage): there is none,
+    /// Proves that the last of these `pictures`, read from `sources`, can be written. Errors (kind usage): there is none,
     /// it is too large for the format, or it would overwrite one of them.
-    pub fn check(&self, paths: &[PathBuf], pictures: &[Picture]) -> Result<()> {
+    pub fn check(&self, sources: &[ImageSource], pictures: &[Picture]) -> Result<()> {
         let last = pictures.last().ok_or_else(|| Error::usage("--annotate needs a picture; show one with -i"))?;
         self.format.check_size(last).map_err(|e| e.at(self.path))?;
-        let is_target = |path: &PathBuf| match (path.canonicalize(), self.path.canonicalize()) {
+        let is_target = |path: &Path| match (path.canonicalize(), self.path.canonicalize()) {
             (Ok(shown), Ok(target)) => shown == target,
             _ => false,
         };
-        if paths.iter().any(is_target) {
+        if sources.iter().filter_map(ImageSource::path).any(is_target) {
             return Err(Error::usage("this is the picture that is shown; --annotate would replace it").at(self.path));
         }
         Ok(())

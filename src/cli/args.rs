@@ -147,7 +147,8 @@ pub struct ModelArgs {
 
 #[derive(Args)]
 pub struct ImageArgs {
-    /// A picture (repeatable)
+    /// A picture (repeatable): a path, a pattern in quotes, - for stdin, a data: or file: address, or an http(s)://
+    /// address, which is fetched
     #[arg(short, long = "image", value_name = "IMAGE")]
     pub image: Vec<PathBuf>,
     /// Take pixels as they are stored, ignoring the EXIF orientation (as the reference does)

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use qvl::error::{Error, Result};
 use qvl::grounding;
+use qvl::image::{self, ImageSource};
 use qvl::llama::Sampler;
 use qvl::memory::peak_rss_bytes;
 use qvl::prompt::{self, ChatSettings, Message, Prompt};
@@ -27,24 +27,24 @@ pub const SYSTEM: &str = "You are a helpful assistant.";
 pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     let start = Instant::now();
     let annotation = args.annotate.as_deref().map(Annotation::new).transpose()?;
-    let question = question(args)?;
+    let sources = image::sources(&args.images.image)?;
+    let question = question(args, &sources)?;
     let text = pipeline::open_text(&args.model, quiet)?;
     let h = text.hparams();
     let raw = args.raw || h.chat_format == ChatFormat::Raw;
     if raw && args.generation.system.is_some() {
         return Err(Error::usage("a system message has no place in a raw prompt"));
     }
-    let paths = args.images.image.clone();
-    let (prompt, paths) = build_prompt(&text, &question, paths, raw, args.generation.system.as_deref())?;
-    let mut pictures = pipeline::load_pictures(&paths, &args.images)?;
-    if let Some(annotation) = &annotation {
-        annotation.check(&paths, &pictures)?;
-    }
+    let (prompt, sources) = build_prompt(&text, &question, sources, raw, args.generation.system.as_deref())?;
     let n_prompt = prompt.n_positions(h.n_queries);
     let n_predict = args.generation.predict.unwrap_or(h.max_new_tokens);
     let settings = pipeline::session_settings(h, &args.context, n_prompt, n_predict)?;
     if n_prompt > settings.n_ctx {
         return Err(too_long(n_prompt, settings.n_ctx));
+    }
+    let mut pictures = pipeline::load_pictures(&sources, &args.images)?;
+    if let Some(annotation) = &annotation {
+        annotation.check(&sources, &pictures)?;
     }
     let mut load = start.elapsed();
 
@@ -127,32 +127,36 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
 pub fn build_prompt(
     text: &TextFile,
     question: &str,
-    mut paths: Vec<PathBuf>,
+    mut sources: Vec<ImageSource>,
     raw: bool,
     system: Option<&str>,
-) -> Result<(Prompt, Vec<PathBuf>)> {
+) -> Result<(Prompt, Vec<ImageSource>)> {
     let (h, tokenizer) = (text.hparams(), text.tokenizer());
     if raw {
-        let (prompt, more) = prompt::raw(tokenizer, question, paths.len(), h.picture_prefix)?;
-        paths.extend(more.into_iter().map(PathBuf::from));
-        return Ok((prompt, paths));
+        let (prompt, more) = prompt::raw(tokenizer, question, sources.len(), h.picture_prefix)?;
+        // Only a path may stand in a text: nothing there reads stdin or the network.
+        sources.extend(more.into_iter().map(|path| ImageSource::Path(path.into())));
+        return Ok((prompt, sources));
     }
     let settings = ChatSettings {
         system: system.unwrap_or(SYSTEM).to_owned(),
         max_window_size: h.max_window_size,
         picture_prefix: h.picture_prefix,
     };
-    let query = Message { text: question.to_owned(), pictures: (0..paths.len()).collect() };
-    Ok((prompt::chat(tokenizer, &settings, &[], &query)?, paths))
+    let query = Message { text: question.to_owned(), pictures: (0..sources.len()).collect() };
+    Ok((prompt::chat(tokenizer, &settings, &[], &query)?, sources))
 }
 
-fn question(args: &AskArgs) -> Result<String> {
+fn question(args: &AskArgs, sources: &[ImageSource]) -> Result<String> {
     match (&args.prompt, &args.file) {
         (Some(prompt), _) => Ok(prompt.clone()),
         (None, Some(path)) => {
             let text = File::open(path).and_then(read_text);
             let text = text.map_err(|e| Error::usage("cannot read the prompt").because(e).at(path))?;
             Ok(without_line_end(text))
+        }
+        (None, None) if sources.contains(&ImageSource::Stdin) => {
+            Err(Error::usage("stdin gives the picture, so give the question as the last argument or with -f FILE"))
         }
         (None, None) if std::io::stdin().is_terminal() => {
             Err(Error::usage("what is the question? give it as the last argument, with -f FILE, or on stdin"))

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use qvl::error::{Error, Result};
 use qvl::ggml::Backend;
 use qvl::gguf::Gguf;
-use qvl::image::{self, Orientation, Picture};
+use qvl::image::{self, ImageSource, Orientation, Picture};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
 use qvl::memory::{available_bytes, human_bytes};
 use qvl::mmap::MappedFile;
@@ -29,9 +29,9 @@ pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
 }
 
 /// Decodes pictures, upright unless told otherwise. All are read before any weight is touched.
-pub fn load_pictures(paths: &[PathBuf], args: &ImageArgs) -> Result<Vec<Picture>> {
+pub fn load_pictures(sources: &[ImageSource], args: &ImageArgs) -> Result<Vec<Picture>> {
     let orientation = if args.no_auto_orient { Orientation::AsStored } else { Orientation::Upright };
-    paths.iter().map(|path| image::load(path, orientation)).collect()
+    sources.iter().map(|source| source.load(orientation)).collect()
 }
 
 /// An mmproj that belongs to the text model, mapped.

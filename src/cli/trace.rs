@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use qvl::error::{Error, Result};
+use qvl::image;
 use qvl::llama::{Sampler, SamplerSettings};
 use qvl::prompt::{self, Prompt};
 use qvl::session::{Seen, Session, TextFile, too_long};
@@ -23,27 +24,28 @@ const N_ROWS_AT_ONCE: usize = 256;
 
 /// Runs it.
 pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
+    let sources = image::sources(&args.images.image)?;
     let text = pipeline::open_text(&args.model, quiet)?;
     let h = text.hparams();
-    let (prompt, paths) = match (&args.ids, &args.prompt) {
-        (Some(path), _) => (prompt_of_ids(&text, path)?, args.images.image.clone()),
+    let (prompt, sources) = match (&args.ids, &args.prompt) {
+        (Some(path), _) => (prompt_of_ids(&text, path)?, sources),
         (None, Some(question)) => {
             let raw = args.raw || h.chat_format == ChatFormat::Raw;
-            build_prompt(&text, question, args.images.image.clone(), raw, args.system.as_deref())?
+            build_prompt(&text, question, sources, raw, args.system.as_deref())?
         }
         (None, None) => return Err(Error::usage("give a prompt or --ids FILE.json")),
     };
-    if prompt.n_images() != paths.len() {
-        let (n_spans, n_paths) = (prompt.n_images(), paths.len());
-        return Err(Error::usage(format!("the prompt shows {n_spans} pictures, {n_paths} were given with -i")));
+    if prompt.n_images() != sources.len() {
+        let (n_spans, n_sources) = (prompt.n_images(), sources.len());
+        return Err(Error::usage(format!("the prompt shows {n_spans} pictures, {n_sources} were given with -i")));
     }
-    let pictures = pipeline::load_pictures(&paths, &args.images)?;
     let n_prompt = prompt.n_positions(h.n_queries);
     let mut settings = pipeline::session_settings(h, &args.context, n_prompt, args.predict)?;
     let n_wanted = n_prompt.saturating_add(args.predict);
     if n_wanted > settings.n_ctx {
         return Err(too_long(n_wanted, settings.n_ctx));
     }
+    let pictures = pipeline::load_pictures(&sources, &args.images)?;
     output::check(&args.output)?;
     settings.n_outputs = n_prompt.clamp(1, N_ROWS_AT_ONCE);
     settings.n_batch = settings.n_outputs;

@@ -1,30 +1,28 @@
 //! A file's bytes to an upright [`Picture`].
 
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::path::Path;
 
 use ::image::metadata::Orientation as Turn;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
 use super::refuse::{MAX_PIXELS, check_size, unknown};
+use super::source::{MAX_FILE_BYTES, read_whole};
 use super::{Orientation, Picture, colour, jpeg};
 use crate::error::{Error, Result};
 
 /// Memory that one decoder may take, in bytes: the largest picture at 16-bit RGBA (1.4 GB), with room for its tables.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 + (256 << 20);
 
-/// A larger file is refused before it fills the memory (an endless one, as devices and pipes may be, would).
-const MAX_FILE_BYTES: u64 = 1 << 30;
-
 /// Reads the picture in the file `path`. See [`decode`]; the path stands in front of every error, also of a missing file's.
 pub fn load(path: &Path, orientation: Orientation) -> Result<Picture> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
-    read.map_err(|e| Error::image("cannot read the picture").because(e).at(path))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::image("the file is larger than 1 GiB").at(path));
+    if path.is_dir() {
+        let what_to_do = "name one picture in it, or ask about all with `qvl batch`";
+        return Err(Error::image(format!("this is a directory; {what_to_do}")).at(path));
     }
+    let file = File::open(path).map_err(|e| Error::image("cannot read the picture").because(e).at(path))?;
+    let bytes = read_whole(file, MAX_FILE_BYTES).map_err(|e| e.at(path))?;
     decode(&bytes, orientation).map_err(|e| e.at(path))
 }
 

@@ -124,7 +124,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn says_what_is_wrong_with_a_file() {
     refused(b"", "empty");
     refused(b"hello, world", "JPEG, PNG, WebP");
-    refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "convert it to JPEG or PNG");
+    refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "convert it first");
     refused(b"version https://git-lfs.github.com/spec/v1\n", "git-lfs");
     refused(&file("q75s2.jpg")[..300], "JPEG");
     let error = load(std::path::Path::new("no/such.png"), Orientation::Upright).expect_err("is missing");

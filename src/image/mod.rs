@@ -1,6 +1,6 @@
 //! From a picture's file to the numbers that the vision tower sees: decode, orient, resize, normalise.
 //!
-//! Values go one way: bytes → [`Picture`] (RGB8 of the file) → [`Picture`] (RGB8 of the model's size) → [`PixelValues`].
+//! Values go one way: an argument → [`ImageSource`] → bytes → [`Picture`] (RGB8 of the file) → [`Picture`] (RGB8 of the model's size) → [`PixelValues`].
 //! Everything here imitates what Pillow and torchvision do in the reference (Qwen-VL's `visual.py`: `Image.open`,
 //! `convert("RGB")`, `Resize(BICUBIC)`, `ToTensor`, `Normalize`), because the model was trained on exactly that. The way
 //! back to a file, [`encode`], is for people.
@@ -12,16 +12,23 @@ mod encode;
 mod files;
 #[cfg(test)]
 mod goldens;
+#[cfg(feature = "http")]
+mod http;
 mod jpeg;
+mod listing;
 mod normalise;
 mod refuse;
 mod resize;
+mod source;
 mod taps;
+mod uri;
 
 pub use decode::{decode, load};
 pub use encode::{FileFormat, encode};
+pub use listing::files_in;
 pub use normalise::{PixelValues, normalise};
 pub use resize::resize;
+pub use source::{ImageSource, sources};
 
 use crate::error::{Error, Result};
 

@@ -36,13 +36,13 @@ pub(super) fn check_size(width: u32, height: u32) -> Result<()> {
 /// The error for bytes in which no format was recognised: names what they are, where that is known, and what to do.
 pub(super) fn unknown(bytes: &[u8]) -> Error {
     if bytes.is_empty() {
-        return Error::image("the file is empty (0 bytes), not a picture");
+        return Error::image("it is empty (0 bytes), not a picture");
     }
     if bytes.starts_with(b"version https://git-lfs") {
         return Error::image("this is a git-lfs pointer, not the picture itself; fetch it with `git lfs pull`");
     }
     if let Some(name) = iso_media(bytes) {
-        return Error::image(format!("{name} is not supported; convert it to JPEG or PNG first"));
+        return Error::image(format!("{name} is not supported; {}", how_to_convert(name)));
     }
     let text = std::str::from_utf8(&bytes[..bytes.len().min(256)]).unwrap_or("").trim_start();
     if text.starts_with("<svg") || (text.starts_with("<?xml") && text.contains("<svg")) {
@@ -57,6 +57,24 @@ pub(super) fn unknown(bytes: &[u8]) -> Error {
     Error::image(format!("not a picture in a supported format ({FORMATS})"))
 }
 
+/// What to do about an ISO media file of the kind `name`: the tools that people have.
+fn how_to_convert(name: &str) -> &'static str {
+    match name {
+        HEIC => {
+            "convert it first: `heif-convert IN OUT.jpg`, `magick IN OUT.jpg`, \
+             or `sips -s format jpeg IN --out OUT.jpg` on a Mac"
+        }
+        AVIF => {
+            "convert it first: `avifdec IN OUT.png`, `magick IN OUT.png`, \
+             or `sips -s format png IN --out OUT.png` on a Mac"
+        }
+        _ => "take a frame of it first: `ffmpeg -i IN -frames:v 1 OUT.png`",
+    }
+}
+
+const AVIF: &str = "AVIF";
+const HEIC: &str = "HEIC/HEIF (the iPhone's photo format)";
+
 /// What an ISO media file (`....ftyp` + brand) is called; `None` for anything else.
 fn iso_media(bytes: &[u8]) -> Option<&'static str> {
     if bytes.get(4..8)? != b"ftyp" {
@@ -67,10 +85,10 @@ fn iso_media(bytes: &[u8]) -> Option<&'static str> {
     let brands = bytes.get(8..length.clamp(12, 256).min(bytes.len()))?;
     let has = |names: &[&[u8; 4]]| brands.chunks_exact(4).any(|brand| names.iter().any(|name| brand == *name));
     if has(&[b"avif", b"avis"]) {
-        return Some("AVIF");
+        return Some(AVIF);
     }
     if has(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"]) {
-        return Some("HEIC/HEIF (the iPhone's photo format)");
+        return Some(HEIC);
     }
     Some("a video or other ISO media file (MP4, MOV)")
 }
@@ -87,9 +105,9 @@ mod tests {
         };
         check(b"", "empty");
         check(b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull");
-        check(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC");
-        check(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "AVIF");
-        check(b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "MP4");
+        check(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heif-convert IN OUT.jpg");
+        check(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "avifdec IN OUT.png");
+        check(b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "ffmpeg -i IN");
         check(b"\0\0\0\x18ftyp", "MP4");
         check(b"\xFF\xFF\xFF\xFFftypavif", "AVIF");
         check(b"<svg xmlns=''>", "SVG");

@@ -23,6 +23,13 @@ mod ask;
 /// Pictures: they matter, they are turned upright, and none is imagined.
 mod pictures;
 
+/// Pictures as they come: stdin, `data:` and `file:` addresses, patterns, every kind of file.
+mod sources;
+
+/// Pictures from the network, and no other network access.
+#[cfg(feature = "http")]
+mod addresses;
+
 /// `qvl ask --annotate`: the picture that is written.
 mod annotate;
 
