@@ -8,8 +8,8 @@
 3. Fine-tuning: chats, two pictures, second turns; the vision tower is frozen. Half of the steps see the text weights
    rounded as 4-bit blocks would round them, so that quantised files keep their boxes.
 
-Each stage begins with the last one's weights (the first with new ones, or those of --from) and is skipped when it is done. A run that was stopped goes on from its
-last save (every 100 steps), with the same batches as if it had not been. Metrics go to RUN_DIR/log.jsonl.
+Each stage begins with the last one's weights (the first with new ones, or those of --from) and is skipped when it is done. A run
+that was stopped goes on from its last save (every 100 steps), with the same batches as if it had not been. Metrics go to RUN_DIR/log.jsonl.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Stage:
 
 
 STAGES = {
-    1: Stage(1900, 48, 3e-3, Mixture(0, 0, 0), decay_from=0.5),
-    2: Stage(2900, 16, 2e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.3, vision_rate=0.2),
-    3: Stage(850, 16, 1.5e-3, Mixture(raw=0.06, two=0.18, turns=0.2), decay_from=0.0),
+    1: Stage(3500, 48, 3e-3, Mixture(0, 0, 0), decay_from=0.5),
+    2: Stage(5600, 16, 2e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.3, vision_rate=0.2),
+    3: Stage(600, 16, 1.5e-3, Mixture(raw=0.06, two=0.18, turns=0.2), decay_from=0.0),
 }
 N_PICTURES, N_PAGES = 40_000, 20_000
 FIRST_PAGE = 10_000_000  # seed
