@@ -27,7 +27,8 @@ else
     ask "What does the word say?"
     ask "How many objects are there?"
     ask "Is there a red circle?"
-    ask "Where is the purple star?" --annotate "$annotated"
+    ask "Where is the purple star?"
+    ask "Describe the picture with boxes." --annotate "$annotated"
 fi
 cat <<EOF
 

@@ -4,13 +4,15 @@
 //! of the machine at hand. No model is needed beyond `models/qvl-random`.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qvl::grammar::{Matcher, from_json_schema};
 use qvl::image::{Picture, normalise, resize};
 use qvl::llama::{Rotated, RotatedRows};
 use qvl::session::TextFile;
 use qvl::text::{Rotary, alpha};
-use qvl::tokenizer::Special;
+use qvl::tokenizer::{Special, Tokenizer};
 
 /// Runs of each measurement; the median counts.
 const N_RUNS: usize = 9;
@@ -54,6 +56,29 @@ fn main() {
         }
     });
     report("the same for one position", time, None);
+    follow_json(file.tokenizer());
+}
+
+/// What a grammar costs in the middle of a JSON string, where nearly every token is allowed.
+fn follow_json(tokenizer: &Tokenizer) {
+    let stops = [tokenizer.special_ids().eod];
+    report("order the vocabulary for grammars", median(|| drop(black_box(tokenizer.vocabulary(&stops)))), None);
+    let grammar = from_json_schema(r#"{"type": "string"}"#).expect("is a schema");
+    let matcher = Matcher::new(Arc::new(grammar), Arc::new(tokenizer.vocabulary(&stops)));
+    let mut matcher = matcher.expect("has few readings");
+    for id in tokenizer.encode("\"a", Special::None).unwrap_or_default() {
+        matcher.accept(id.to_u32());
+    }
+    let fresh = matcher.clone();
+    report(
+        "which tokens a grammar allows, for the first time",
+        median(|| drop(black_box(fresh.clone().allowed()))),
+        None,
+    );
+    let _ = matcher.allowed();
+    report("the same again", median(|| drop(black_box(matcher.allowed()))), None);
+    let id = tokenizer.encode("a", Special::None).map_or(0, |ids| ids[0].to_u32());
+    report("whether it allows one", median(|| drop(black_box(matcher.allows(id)))), None);
 }
 
 fn median(mut run: impl FnMut()) -> Duration {

@@ -18,17 +18,23 @@ pub mod mmap;
 pub mod names;
 pub mod quant;
 
+pub mod grammar;
+
 pub mod ggml;
 pub mod llama;
 
 pub mod image;
 pub mod vision;
 
+pub mod cache;
+
 pub mod prompt;
 pub mod text;
 pub mod tokenizer;
 
 pub mod session;
+
+pub mod conversation;
 
 pub mod grounding;
 pub mod memory;

@@ -39,6 +39,24 @@ pub fn human_bytes(n: u64) -> String {
     }
 }
 
+/// Bytes from people: `512M`, `2G`, `1536` or `64KiB`; K, M, G and T are powers of 1024, in capitals or not. `None` if it is
+/// no such size or beyond 64 bits.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let n_digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(n_digits);
+    let unit = unit.to_ascii_lowercase();
+    let letter = unit.strip_suffix("ib").filter(|rest| !rest.is_empty()).or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let shift = match letter {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +66,34 @@ mod tests {
         let cases = [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (5_057_000_000, "4.71 GiB")];
         for (n, expect) in cases {
             assert_eq!(human_bytes(n), expect);
+        }
+    }
+
+    #[test]
+    fn sizes_are_understood() {
+        let cases = [
+            ("0", Some(0)),
+            ("1536", Some(1536)),
+            ("7B", Some(7)),
+            ("64KiB", Some(64 << 10)),
+            ("512M", Some(512 << 20)),
+            ("512mb", Some(512 << 20)),
+            ("2G", Some(2 << 30)),
+            ("16777215T", Some(16777215 << 40)),
+            ("16777216T", None),
+            ("99999999999999999999", None),
+            ("", None),
+            ("M", None),
+            ("1iB", None),
+            ("1.5G", None),
+            ("-1", None),
+            ("+1", None),
+            ("1 G", None),
+            ("1GG", None),
+            ("1é", None),
+        ];
+        for (text, expect) in cases {
+            assert_eq!(parse_bytes(text), expect, "{text:?}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! Door 1: a file mapped into memory, read-only.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 
@@ -13,12 +14,13 @@ use crate::error::{Error, Result};
 pub struct MappedFile {
     map: memmap2::Mmap,
     path: PathBuf,
+    modified: Option<SystemTime>,
 }
 
 impl MappedFile {
     /// Maps `path`. Errors (kind model): the file is missing, a directory, a pipe or device, empty, or unreadable.
     pub fn open(path: &Path) -> Result<Self> {
-        let open = || -> std::io::Result<(File, u64)> {
+        let open = || -> std::io::Result<(File, Metadata)> {
             // Looked at before it is opened: opening a pipe would wait for its writer.
             let kind = std::fs::metadata(path)?.file_type();
             if kind.is_dir() {
@@ -28,23 +30,28 @@ impl MappedFile {
                 return Err(std::io::Error::other("not a regular file"));
             }
             let file = File::open(path)?;
-            let n_bytes = file.metadata()?.len();
-            Ok((file, n_bytes))
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
         };
-        let (file, n_bytes) = open().map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
-        if n_bytes == 0 {
+        let (file, metadata) = open().map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
+        if metadata.len() == 0 {
             return Err(Error::model("the file is empty").at(path));
         }
         // SAFETY: the map is read-only and private to us; that nobody truncates or rewrites the file meanwhile is
         // the usual contract of mapped model files and is documented on the type.
         let map = unsafe { memmap2::Mmap::map(&file) }
             .map_err(|e| Error::model("cannot map the file").because(e).at(path))?;
-        Ok(MappedFile { map, path: path.to_path_buf() })
+        Ok(MappedFile { map, path: path.to_path_buf(), modified: metadata.modified().ok() })
     }
 
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// When this very file was modified last before it was mapped; `None` where the system does not tell.
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.modified
     }
 
     /// Tells the system that the whole file will be wanted soon. A hint; failure is ignored.

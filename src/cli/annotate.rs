@@ -34,7 +34,7 @@ impl<'a> Annotation<'a> {
             _ => false,
         };
         if sources.iter().filter_map(ImageSource::path).any(is_target) {
-            return Err(Error::usage("this is the picture that is shown; --annotate would replace it").at(self.path));
+            return Err(Error::usage("this is the picture that is shown; writing here would replace it").at(self.path));
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ pub fn stops(text: &TextFile, args: &GenerationArgs, n_predict: usize, raw: bool
         // The base model's own stop sequence: it would go on to write the next question.
         stop_texts.push("Human:".to_owned());
     }
-    GenerateSettings { n_predict, stop_ids: vec![ids.eod, ids.im_end, ids.im_start], stop_texts }
+    GenerateSettings { n_predict, stop_ids: vec![ids.eod, ids.im_end, ids.im_start], stop_texts, logprobs: None }
 }
 
 /// Why an answer ended, as JSON says it.

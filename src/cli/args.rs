@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qvl::memory::parse_bytes;
 use qvl::quant::GgmlType;
+
+use super::batch::Shard;
 
 /// Ask Qwen-VL about pictures, from GGUF files, on this machine.
 #[derive(Parser)]
@@ -25,6 +28,12 @@ pub struct Cli {
 pub enum Command {
     /// Answer once about pictures or text, streaming
     Ask(AskArgs),
+    /// Talk about pictures: a conversation in the terminal
+    Chat(ChatArgs),
+    /// Find things in a picture: regions in pixels, as text, JSON, COCO or CSV
+    Detect(DetectArgs),
+    /// Answer many questions: a JSONL file or a directory of pictures in, a JSONL file out, resumable
+    Batch(BatchArgs),
     /// Write the numbers inside (pixels, embeddings, logits) as safetensors
     Trace(TraceArgs),
     /// Turn text into token ids and back: JSON lines in, JSON lines out
@@ -33,6 +42,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check this build and this machine
     Doctor(DoctorArgs),
+    /// Show or empty the cache of picture embeddings
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print completions for a shell
     Completions(CompletionsArgs),
     /// Write man pages into a directory
@@ -50,12 +62,22 @@ pub struct AskArgs {
     pub generation: GenerationArgs,
     #[command(flatten)]
     pub context: ContextArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Complete the prompt as it stands; all special tokens count, <img>PATH</img> loads PATH
     #[arg(long)]
     pub raw: bool,
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub structure: StructureArgs,
+    /// With --json: each token's log-probability, and those of the K most likely ones (0 to 20, default 0)
+    #[arg(
+        long, value_name = "K", num_args = 0..=1, default_missing_value = "0", requires = "json",
+        value_parser = clap::value_parser!(u8).range(0..=20)
+    )]
+    pub logprobs: Option<u8>,
     /// Write the last picture with the answer's regions drawn on it (.png, .jpg or .webp)
     #[arg(long, value_name = "FILE")]
     pub annotate: Option<PathBuf>,
@@ -64,6 +86,98 @@ pub struct AskArgs {
     pub file: Option<PathBuf>,
     /// The question (else it is read from stdin)
     pub prompt: Option<String>,
+}
+
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct DetectArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print one JSON object
+    #[arg(long, conflicts_with_all = ["coco", "csv"])]
+    pub json: bool,
+    /// Print COCO's JSON
+    #[arg(long, conflicts_with = "csv")]
+    pub coco: bool,
+    /// Print a table with commas
+    #[arg(long)]
+    pub csv: bool,
+    /// Write the picture with the regions drawn on it (.png, .jpg or .webp)
+    #[arg(short, long, value_name = "ANNOTATED")]
+    pub output: Option<PathBuf>,
+    /// Write what is inside each region into this directory, as PNG
+    #[arg(long, value_name = "DIR")]
+    pub crop: Option<PathBuf>,
+    /// Ask a chat model in other words, with {} for the phrase (default: Find {}.)
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// What to find: "red star", "all stars", "the word HELLO"
+    pub phrase: String,
+}
+
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct BatchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub structure: StructureArgs,
+    /// Items, a JSON object a line: {"id", "image" or "images", "prompt"}; or a directory of pictures
+    #[arg(value_name = "INPUT.jsonl|DIR")]
+    pub input: PathBuf,
+    /// Where results are appended; what is there is not done again
+    #[arg(short, long, value_name = "OUT.jsonl")]
+    pub output: PathBuf,
+    /// The question about every picture of a directory, and of lines that have none
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    pub prompt: Option<String>,
+    /// Read that question from a file
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Answers written at a time
+    #[arg(long, value_name = "N", default_value = "8", value_parser = parallel)]
+    pub parallel: usize,
+    /// Do every n-th item only, beginning with item i: i/n, one of n machines
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = Shard::parse)]
+    pub shard: Shard,
+    /// Try again what failed in a run before
+    #[arg(long)]
+    pub retry_errors: bool,
+    /// Complete the prompts as they stand; all special tokens count, <img>PATH</img> loads PATH
+    #[arg(long)]
+    pub raw: bool,
+    /// Take pixels as they are stored, ignoring the EXIF orientation (as the reference does)
+    #[arg(long)]
+    pub no_auto_orient: bool,
 }
 
 #[derive(Args)]
@@ -123,6 +237,40 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// Show where it is and what it holds
+    Info(CacheInfoArgs),
+    /// Remove all embeddings, and nothing else in its directory
+    Clear,
+}
+
+#[derive(Args)]
+pub struct CacheInfoArgs {
+    #[command(flatten)]
+    pub limit: CacheLimitArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// For everything that encodes pictures but `trace`.
+#[derive(Args)]
+pub struct CacheArgs {
+    /// Encode every picture anew and keep nothing; embeddings are not rounded to f16 then
+    #[arg(long)]
+    pub no_cache: bool,
+    #[command(flatten)]
+    pub limit: CacheLimitArgs,
+}
+
+#[derive(Args)]
+pub struct CacheLimitArgs {
+    /// Disk space for embeddings of pictures, like 512M or 2G; 0 is as --no-cache
+    #[arg(long, env = "QVL_CACHE_SIZE", value_name = "SIZE", default_value = "1G", value_parser = size)]
+    pub cache_size: u64,
+}
+
 #[derive(Args)]
 pub struct CompletionsArgs {
     /// Which shell
@@ -156,7 +304,7 @@ pub struct ImageArgs {
     pub no_auto_orient: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct GenerationArgs {
     /// Tokens to generate at most (default: the model's)
     #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
@@ -185,6 +333,16 @@ pub struct GenerationArgs {
     /// System message of the chat format [-sys]
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+}
+
+#[derive(Args)]
+pub struct StructureArgs {
+    /// Let the answer follow a grammar (GBNF, as llama.cpp reads it)
+    #[arg(long, value_name = "FILE", conflicts_with = "json_schema")]
+    pub grammar: Option<PathBuf>,
+    /// Let the answer be JSON that fits a JSON Schema
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -252,11 +410,16 @@ const LONG_FLAGS: [(&str, &str); 6] = [
     ("-sys", "--system"),
 ];
 
-/// Replaces [`LONG_FLAGS`] up to a `--`.
+/// Replaces [`LONG_FLAGS`] up to a `--`, and writes out the number that `--logprobs` may go without: what follows it is
+/// the question otherwise.
 pub fn with_long_flags(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args = args.peekable();
     let mut plain = false;
-    let long = |arg: OsString| {
+    let mut long = |arg: OsString, next: Option<&OsString>| {
         plain |= arg == "--";
+        if arg == "--logprobs" && !plain && next.is_none_or(|next| next.to_string_lossy().parse::<i64>().is_err()) {
+            return "--logprobs=0".into();
+        }
         let text = arg.to_str().filter(|_| !plain).unwrap_or_default();
         let (flag, value) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
         match (LONG_FLAGS.iter().find(|(short, _)| *short == flag), value) {
@@ -265,7 +428,11 @@ pub fn with_long_flags(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
             (None, _) => arg,
         }
     };
-    args.map(long).collect()
+    let mut out = Vec::new();
+    while let Some(arg) = args.next() {
+        out.push(long(arg, args.peek()));
+    }
+    out
 }
 
 fn kv_types() -> PossibleValuesParser {
@@ -277,12 +444,23 @@ pub fn kv_type(name: &str) -> GgmlType {
     GgmlType::from_name(name).unwrap_or(GgmlType::F16)
 }
 
+fn parallel(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=64).contains(&n) => Ok(n),
+        _ => Err("expected a number from 1 to 64".to_owned()),
+    }
+}
+
 fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
     match text {
         "auto" => Ok(GpuLayers::Auto),
         "all" => Ok(GpuLayers::All),
         number => number.parse().map(GpuLayers::Exactly).map_err(|_| "expected a number, auto or all".to_owned()),
     }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_bytes(text).ok_or_else(|| "expected a size like 512M or 2G".to_owned())
 }
 
 fn number_in(text: &str, low: f32, high: f32) -> Result<f32, String> {
@@ -292,15 +470,15 @@ fn number_in(text: &str, low: f32, high: f32) -> Result<f32, String> {
     }
 }
 
-fn fraction(text: &str) -> Result<f32, String> {
+pub fn fraction(text: &str) -> Result<f32, String> {
     number_in(text, 0.0, 1.0)
 }
 
-fn non_negative(text: &str) -> Result<f32, String> {
+pub fn non_negative(text: &str) -> Result<f32, String> {
     number_in(text, 0.0, 100.0)
 }
 
-fn penalty(text: &str) -> Result<f32, String> {
+pub fn penalty(text: &str) -> Result<f32, String> {
     number_in(text, 0.01, 100.0)
 }
 
@@ -318,6 +496,9 @@ mod tests {
     fn llama_flags_become_long_ones() {
         let args = ["qvl", "-fa", "off", "-ctk=f32", "-f", "x", "--", "-fa"].map(OsString::from);
         let expect = ["qvl", "--flash-attn", "off", "--cache-type-k=f32", "-f", "x", "--", "-fa"];
+        assert_eq!(with_long_flags(args.into_iter()), expect.map(OsString::from));
+        let args = ["--logprobs", "3", "--logprobs", "What?", "--", "--logprobs"].map(OsString::from);
+        let expect = ["--logprobs", "3", "--logprobs=0", "What?", "--", "--logprobs"];
         assert_eq!(with_long_flags(args.into_iter()), expect.map(OsString::from));
     }
 }

@@ -4,11 +4,18 @@ mod annotate;
 mod answers;
 mod args;
 mod ask;
+mod batch;
+mod cache;
+mod chat;
+mod detect;
 mod doctor;
 mod inspect;
 mod manual;
+mod once;
 mod output;
 mod pipeline;
+mod see;
+mod structure;
 mod tokenize;
 mod trace;
 
@@ -49,10 +56,14 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Ask(args) => ask::run(&args, cli.quiet),
+        Command::Chat(args) => chat::run(args, cli.quiet),
+        Command::Detect(args) => detect::run(&args, cli.quiet),
+        Command::Batch(args) => batch::run(&args, cli.quiet),
         Command::Trace(args) => trace::run(&args, cli.quiet),
         Command::Tokenize(args) => tokenize::run_file(&args.model),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Cache(command) => cache::run(&command),
         Command::Completions(args) => manual::completions(args.shell),
         Command::Man(args) => manual::man(&args.dir),
     };

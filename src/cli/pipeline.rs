@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use qvl::cache::MmprojId;
 use qvl::error::{Error, Result};
 use qvl::ggml::Backend;
 use qvl::gguf::Gguf;
-use qvl::image::{self, ImageSource, Orientation, Picture};
+use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
 use qvl::memory::{available_bytes, human_bytes};
 use qvl::mmap::MappedFile;
 use qvl::names::general;
 use qvl::session::{SessionSettings, TextFile};
 use qvl::text::TextHparams;
-use qvl::vision::{Attention, ImageEmbedding, Taps, VisionModel};
+use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
 
 use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, RepackMode, kv_type};
 use super::{STOP, doctor, print_error};
@@ -80,51 +81,72 @@ impl Mmproj {
         Ok(())
     }
 
-    /// Encodes every picture, one after the other.
-    pub fn encode(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<ImageEmbedding>> {
-        let traced = self.trace(pictures, args, quiet, &mut |vision, backend, pixels, kind| {
-            Ok((vision.encode(backend, pixels, kind)?, Taps::default()))
-        })?;
-        Ok(traced.into_iter().map(|t| t.embedding).collect())
+    /// Its dimensions.
+    pub fn hparams(&self) -> Result<VisionHparams> {
+        Ok(self.model()?.hparams().clone())
     }
 
-    /// Encodes every picture, keeping values from inside.
-    pub fn trace_all(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<TracedImage>> {
-        self.trace(pictures, args, quiet, &mut |vision, backend, pixels, kind| vision.trace(backend, pixels, kind))
+    /// What tells it from others.
+    pub fn id(&self) -> MmprojId {
+        MmprojId::new(&self.file, &self.gguf)
     }
 
-    fn trace(
+    /// Encodes every picture, one after the other, and hands each embedding to `done` at once: what came before a Ctrl-C
+    /// is not lost.
+    pub fn encode(
         &self,
         pictures: &[Picture],
         args: &ContextArgs,
         quiet: bool,
-        encode: &mut EncodeFn<'_>,
-    ) -> Result<Vec<TracedImage>> {
+        mut done: impl FnMut(ImageEmbedding),
+    ) -> Result<()> {
+        self.each(pictures, args, quiet, |vision, backend, pixels, kind| {
+            done(vision.encode(backend, &pixels, kind)?);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Encodes every picture, keeping values from inside.
+    pub fn trace_all(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<TracedImage>> {
+        self.each(pictures, args, quiet, |vision, backend, pixels, kind| {
+            let (embedding, taps) = vision.trace(backend, &pixels, kind)?;
+            Ok(TracedImage { pixels, embedding, taps })
+        })
+    }
+
+    fn each<T>(
+        &self,
+        pictures: &[Picture],
+        args: &ContextArgs,
+        quiet: bool,
+        mut encode: impl FnMut(&VisionModel<'_>, &Backend<'_>, PixelValues, Attention) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let vision = self.model()?;
         let h = vision.hparams();
         let backend = Backend::cpu(n_threads(args), &STOP)?;
         self.file.will_need();
-        let kind = match args.flash_attn {
-            FlashMode::Off => Attention::Exact,
-            FlashMode::On | FlashMode::Auto => Attention::Flash,
-        };
         let size = h.image_size as u32;
         let one = |(k, picture): (usize, &Picture)| {
             let _spinner = spinner(quiet, format!("looking at picture {} of {}", k + 1, pictures.len()));
             let pixels = image::normalise(&image::resize(picture, size, size), h.mean, h.std);
-            let (embedding, taps) = encode(&vision, &backend, &pixels, kind)?;
-            Ok(TracedImage { pixels, embedding, taps })
+            encode(&vision, &backend, pixels, attention(args))
         };
         pictures.iter().enumerate().map(one).collect()
     }
 }
 
-type EncodeFn<'a> =
-    dyn FnMut(&VisionModel<'_>, &Backend<'_>, &image::PixelValues, Attention) -> Result<(ImageEmbedding, Taps)> + 'a;
+/// How the vision tower computes attention.
+pub fn attention(args: &ContextArgs) -> Attention {
+    match args.flash_attn {
+        FlashMode::Off => Attention::Exact,
+        FlashMode::On | FlashMode::Auto => Attention::Flash,
+    }
+}
 
 /// A picture's way through the vision tower.
 pub struct TracedImage {
-    pub pixels: image::PixelValues,
+    pub pixels: PixelValues,
     pub embedding: ImageEmbedding,
     pub taps: Taps,
 }
@@ -208,8 +230,17 @@ pub fn session_settings(
         Some(n) => n as usize,
         None => h.context_length.min(n_prompt.saturating_add(n_predict)).max(1),
     };
+    let settings =
+        SessionSettings { n_ctx, n_batch: n_prompt, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 };
+    check_kv(h, &settings)?;
+    Ok(settings)
+}
+
+/// Errors (kind memory): the KV cache would not fit.
+pub fn check_kv(h: &TextHparams, settings: &SessionSettings) -> Result<()> {
+    let n_ctx = settings.n_ctx;
     let row_bytes = |ty: qvl::quant::GgmlType| ty.row_bytes(h.n_embd as u64).unwrap_or(0);
-    let kv_bytes = (n_ctx * h.n_layer) as u64 * (row_bytes(type_k) + row_bytes(type_v));
+    let kv_bytes = (n_ctx * h.n_layer) as u64 * (row_bytes(settings.type_k) + row_bytes(settings.type_v));
     if let Some(available) = available_bytes().filter(|available| kv_bytes > *available) {
         return Err(Error::memory(format!(
             "the KV cache of {n_ctx} tokens needs {}, {} are available; use a smaller -c, or -ctk q8_0 -ctv q8_0",
@@ -217,7 +248,7 @@ pub fn session_settings(
             human_bytes(available)
         )));
     }
-    Ok(SessionSettings { n_ctx, n_batch: n_prompt, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 })
+    Ok(())
 }
 
 /// Threads to compute with: as told, else the physical cores that this process may use.

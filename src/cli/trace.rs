@@ -81,7 +81,7 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     let mut generated = Vec::new();
     for nth in 0..args.predict {
         file.write(&last)?;
-        generated.push(TokenId(sampler.sample(&last[..text.tokenizer().n_used()])));
+        generated.push(TokenId(sampler.sample(&last[..text.tokenizer().n_used()])?));
         if nth + 1 < args.predict {
             session.push(generated[nth])?;
             last.clear();

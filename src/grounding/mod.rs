@@ -3,12 +3,26 @@
 
 mod canvas;
 mod draw;
+mod export;
 mod labels;
 mod text;
 
 pub use draw::draw;
+pub use export::{Frame, coco, crop, csv};
 
 use serde::Serialize;
+
+/// Answers in which every region is well formed, as GBNF for [`Grammar::parse`](crate::grammar::Grammar::parse): text
+/// and boxes in any order, a box with a phrase in front or without. No other `<` is possible.
+///
+/// A model may write the tags as special tokens or letter by letter; the text is the same.
+pub const GRAMMAR: &str = r#"
+root   ::= text (region text)*
+region ::= ("<ref>" text "</ref>")? "<box>(" corner "),(" corner ")</box>"
+corner ::= number "," number
+number ::= [0-9] | [1-9] [0-9]{1,2} | "1000"
+text   ::= [^<]*
+"#;
 
 /// A region that an answer named.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -101,12 +115,44 @@ fn corners(text: &str) -> Option<Vec<[i64; 2]>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::grammar::{Grammar, Matcher};
+    use crate::tokenizer::TokenId;
 
     fn check(text: &str, expect: &[(Option<&str>, [i64; 4])], malformed: usize) {
         let (found, n_malformed) = regions(text);
         let found: Vec<_> = found.iter().map(|r| (r.label.as_deref(), r.box_1000())).collect();
         assert_eq!((found, n_malformed), (expect.to_vec(), malformed), "{text}");
+    }
+
+    /// Random answers of a vocabulary with all tags, which are taken often.
+    #[test]
+    fn the_grammar_knows_only_well_formed_regions() {
+        let tokenizer = crate::tokenizer::samples::toy();
+        let ids = tokenizer.special_ids();
+        let vocabulary = Arc::new(tokenizer.vocabulary(&[ids.eod, ids.im_end, ids.im_start]));
+        let grammar = Arc::new(Grammar::parse(GRAMMAR).unwrap());
+        let (mut state, mut n_regions) = (7u64, 0);
+        for _ in 0..20 {
+            let (mut matcher, mut answer) = (Matcher::new(grammar.clone(), vocabulary.clone()).unwrap(), Vec::new());
+            while answer.len() < 2000 || !matcher.may_end() {
+                let mut allowed = matcher.allowed().unwrap();
+                allowed.retain(|id| TokenId(*id) < ids.eod || ids.is_grounding(TokenId(*id)));
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let tag = allowed.iter().find(|id| ids.is_grounding(TokenId(**id))).filter(|_| state >> 62 == 0);
+                let id = *tag.unwrap_or(&allowed[(state >> 33) as usize % allowed.len()]);
+                answer.extend_from_slice(tokenizer.bytes(TokenId(id)).unwrap());
+                matcher.accept(id);
+            }
+            let text = String::from_utf8(answer).unwrap();
+            let (found, n_malformed) = regions(&text);
+            assert_eq!(n_malformed, 0, "{text}");
+            assert!(found.iter().flat_map(|r| &r.corners_1000).flatten().all(|n| (0..=1000).contains(n)), "{text}");
+            n_regions += found.len();
+        }
+        assert!(n_regions > 500, "{n_regions}");
     }
 
     #[test]

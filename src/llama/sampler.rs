@@ -5,6 +5,9 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 
+use crate::error::Result;
+use crate::grammar::Matcher;
+
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerSettings {
@@ -29,6 +32,7 @@ pub const MIN_TEMP: f32 = 1e-4;
 pub struct Sampler {
     chain: LlamaSampler,
     settings: SamplerSettings,
+    matcher: Option<Matcher>,
 }
 
 impl Sampler {
@@ -57,22 +61,28 @@ impl Sampler {
             }
             chain.push(LlamaSampler::dist(s.seed));
         }
-        Sampler { chain: LlamaSampler::chain(chain, true), settings }
+        Sampler { chain: LlamaSampler::chain(chain, true), settings, matcher: None }
+    }
+
+    /// From now on only what `matcher` allows is chosen. Tokens accepted before, a prompt's, are no part of its answer.
+    pub fn constrain(&mut self, matcher: Matcher) {
+        self.matcher = Some(matcher);
     }
 
     /// Chooses among `logits`, all ids that may be chosen. Ties of the greedy choice go to the smallest id.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        if self.settings.temp <= 0.0 && self.settings.repeat_penalty == 1.0 {
-            return argmax(logits.iter().copied());
+    ///
+    /// Under a grammar the choice is made freely first, and again among what is allowed only if it was refused: mostly
+    /// one token is looked at, not all. Without filters the odds are the same: a refused draw is shared out among the
+    /// allowed tokens by their odds. Errors: those of [`Matcher::allowed`].
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        let id = self.draw((0..).zip(logits.iter().copied()));
+        let Some(matcher) = &mut self.matcher else { return Ok(id) };
+        if matcher.allows(id)? {
+            return Ok(id);
         }
-        let candidates = self.candidates(logits);
-        match candidates.selected_token() {
-            Some(token) => token.0 as u32,
-            None => {
-                let best = candidates.data.iter().map(|d| d.logit());
-                candidates.data.get(argmax(best) as usize).map_or(0, |d| d.id().0 as u32)
-            }
-        }
+        let allowed = matcher.allowed()?;
+        // Refused tokens are left out, not made improbable: a random number of exactly 0 takes the first, whatever it is.
+        Ok(self.draw(allowed.iter().filter_map(|id| Some((*id, *logits.get(*id as usize)?)))))
     }
 
     /// Tells the chain that a token occurred, in the prompt or as an answer.
@@ -80,10 +90,30 @@ impl Sampler {
         if self.settings.repeat_penalty != 1.0 {
             self.chain.accept(LlamaToken(id as i32));
         }
+        if let Some(matcher) = &mut self.matcher {
+            matcher.accept(id);
+        }
     }
 
-    fn candidates(&mut self, logits: &[f32]) -> LlamaTokenDataArray {
-        let data = (0..).zip(logits).map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0));
+    /// Whether a grammar lets nothing follow what was accepted.
+    pub fn must_end(&self) -> bool {
+        self.matcher.as_ref().is_some_and(Matcher::must_end)
+    }
+
+    /// One of these ids with their logits.
+    fn draw(&mut self, logits: impl Iterator<Item = (u32, f32)>) -> u32 {
+        if self.settings.temp <= 0.0 && self.settings.repeat_penalty == 1.0 {
+            return best(logits);
+        }
+        let candidates = self.candidates(logits);
+        match candidates.selected_token() {
+            Some(token) => token.0 as u32,
+            None => best(candidates.data.iter().map(|d| (d.id().0 as u32, d.logit()))),
+        }
+    }
+
+    fn candidates(&mut self, logits: impl Iterator<Item = (u32, f32)>) -> LlamaTokenDataArray {
+        let data = logits.map(|(id, logit)| LlamaTokenData::new(LlamaToken(id as i32), logit, 0.0));
         let mut candidates = LlamaTokenDataArray::from_iter(data, false);
         candidates.apply_sampler(&mut self.chain);
         candidates
@@ -91,15 +121,15 @@ impl Sampler {
 
     /// What is left of `logits` after filtering: (id, probability), most likely first.
     pub fn kept(&mut self, logits: &[f32]) -> Vec<(u32, f32)> {
-        let mut data = self.candidates(logits).data;
+        let mut data = self.candidates((0..).zip(logits.iter().copied())).data;
         data.sort_by(|a, b| b.p().total_cmp(&a.p()));
         data.into_iter().map(|d| (d.id().0 as u32, d.p())).collect()
     }
 }
 
-fn argmax(values: impl Iterator<Item = f32>) -> u32 {
-    let best = (0u32..).zip(values).reduce(|best, next| if next.1 > best.1 { next } else { best });
-    best.map_or(0, |(id, _)| id)
+/// The id of the largest logit, the first of equal ones.
+fn best(logits: impl Iterator<Item = (u32, f32)>) -> u32 {
+    logits.reduce(|best, next| if next.1 > best.1 { next } else { best }).map_or(0, |(id, _)| id)
 }
 
 #[cfg(test)]
@@ -135,15 +165,15 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_best() {
         let mut sampler = Sampler::new(settings(0.0, 0, 1.0), 4);
-        assert_eq!(sampler.sample(&logits()), 2);
-        assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]), 1);
+        assert_eq!(sampler.sample(&logits()).unwrap(), 2);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]).unwrap(), 1);
     }
 
     #[test]
     fn draws_follow_seed_and_probabilities() {
         let draw = |seed| {
             let mut sampler = Sampler::new(SamplerSettings { seed, ..settings(1.0, 0, 1.0) }, 4);
-            (0..400).map(|_| sampler.sample(&logits())).collect::<Vec<_>>()
+            (0..400).map(|_| sampler.sample(&logits()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
@@ -154,8 +184,8 @@ mod tests {
     #[test]
     fn repeated_tokens_are_penalised() {
         let mut sampler = Sampler::new(SamplerSettings { repeat_penalty: 4.0, ..settings(0.0, 0, 1.0) }, 4);
-        assert_eq!(sampler.sample(&[1.0, 3.0, 2.5, 0.0]), 1);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 2.5, 0.0]).unwrap(), 1);
         sampler.accept(1);
-        assert_eq!(sampler.sample(&[1.0, 3.0, 2.5, 0.0]), 2);
+        assert_eq!(sampler.sample(&[1.0, 3.0, 2.5, 0.0]).unwrap(), 2);
     }
 }

@@ -7,6 +7,7 @@ use crate::llama::Sampler;
 use crate::tokenizer::{Specials, StreamDecoder, TokenId, Tokenizer};
 
 use super::Session;
+use super::logprobs::{TokenLogprobs, logprobs};
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct GenerateSettings {
     pub stop_ids: Vec<TokenId>,
     /// Strings that end the answer and are not part of it.
     pub stop_texts: Vec<String>,
+    /// Whether each token's probability is wanted, and those of how many of the most likely ones.
+    pub logprobs: Option<usize>,
 }
 
 /// What was generated.
@@ -39,39 +42,93 @@ pub struct Answer {
     pub n_tokens: usize,
     /// Why it ended.
     pub finish: Finish,
+    /// One for each sampled token, if wanted.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
-/// Continues what `session` has read. Each piece of text goes to `emit` as soon as it cannot change any more: whole
-/// characters, and nothing that may yet turn out to begin a stop string.
-///
-/// Ids beyond the used vocabulary are never chosen. When `stop` is set the answer ends with what came so far.
+/// An answer being written: the way from logits to text, whoever computes the logits.
+pub struct Generation<'t> {
+    tokenizer: &'t Tokenizer,
+    decoder: StreamDecoder<'t>,
+    sampler: Sampler,
+    settings: GenerateSettings,
+    text: Tail,
+    n_tokens: usize,
+    logprobs: Vec<TokenLogprobs>,
+}
+
+/// What follows a look at logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This token is to be read; then there are logits again.
+    Token(TokenId),
+    /// The answer is complete.
+    End(Finish),
+}
+
+impl<'t> Generation<'t> {
+    /// An answer of which nothing is there yet. The `sampler` has accepted the prompt; a grammar
+    /// that it follows must know the same stop ids.
+    pub fn new(tokenizer: &'t Tokenizer, sampler: Sampler, settings: GenerateSettings) -> Self {
+        let decoder = StreamDecoder::new(tokenizer, Specials::Keep);
+        let text = Tail { stops: settings.stop_texts.clone(), ..Tail::default() };
+        Generation { tokenizer, decoder, sampler, settings, text, n_tokens: 0, logprobs: Vec::new() }
+    }
+
+    /// Chooses the next token from the logits of the whole vocabulary; ids beyond the used one are never chosen. Each piece of
+    /// text goes to `emit` as soon as it cannot change any more: whole characters, and nothing that may yet turn out to
+    /// begin a stop string.
+    pub fn next(&mut self, logits: &[f32], mut emit: impl FnMut(&str) -> Result<()>) -> Result<Choice> {
+        if self.n_tokens >= self.settings.n_predict {
+            return Ok(Choice::End(Finish::Length));
+        }
+        let logits = &logits[..self.tokenizer.n_used()];
+        let id = TokenId(self.sampler.sample(logits)?);
+        if self.settings.stop_ids.contains(&id) {
+            return Ok(Choice::End(Finish::Stop));
+        }
+        self.logprobs.extend(self.settings.logprobs.map(|n_top| logprobs(logits, id, n_top)));
+        self.sampler.accept(id.to_u32());
+        self.n_tokens += 1;
+        if self.text.push(&self.decoder.push(id), &mut emit)? {
+            return Ok(Choice::End(Finish::Stop));
+        }
+        // A pass over the weights that could only confirm the end, or whose logits nobody would look at, is saved.
+        if self.sampler.must_end() {
+            return Ok(Choice::End(Finish::Stop));
+        }
+        if self.n_tokens >= self.settings.n_predict {
+            return Ok(Choice::End(Finish::Length));
+        }
+        Ok(Choice::Token(id))
+    }
+
+    /// The whole answer, with the rest of the text given to `emit`.
+    pub fn finish(mut self, finish: Finish, mut emit: impl FnMut(&str) -> Result<()>) -> Result<Answer> {
+        if !self.text.cut {
+            self.text.text.push_str(&self.decoder.finish());
+        }
+        self.text.flush(&mut emit)?;
+        Ok(Answer { text: self.text.text, n_tokens: self.n_tokens, finish, logprobs: self.logprobs })
+    }
+}
+
+/// Continues what `session` has read, giving text to `emit` as [`Generation::next`] does. When `stop` is set the answer
+/// ends with what came so far.
 pub fn generate(
     session: &mut Session<'_>,
-    tokenizer: &Tokenizer,
-    sampler: &mut Sampler,
-    settings: &GenerateSettings,
+    mut generation: Generation<'_>,
     stop: &AtomicBool,
     mut emit: impl FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
-    let mut decoder = StreamDecoder::new(tokenizer, Specials::Keep);
-    let mut text = Tail { stops: &settings.stop_texts, text: String::new(), n_emitted: 0, cut: false };
-    let mut n_tokens = 0;
     let finish = loop {
         if stop.load(Ordering::Relaxed) {
             break Finish::Interrupted;
         }
-        if n_tokens >= settings.n_predict {
-            break Finish::Length;
-        }
-        let id = TokenId(sampler.sample(&session.logits()?[..tokenizer.n_used()]));
-        if settings.stop_ids.contains(&id) {
-            break Finish::Stop;
-        }
-        sampler.accept(id.to_u32());
-        n_tokens += 1;
-        if text.push(&decoder.push(id), &mut emit)? {
-            break Finish::Stop;
-        }
+        let id = match generation.next(session.logits()?, &mut emit)? {
+            Choice::Token(id) => id,
+            Choice::End(finish) => break finish,
+        };
         if session.n_left() == 0 {
             break Finish::Length;
         }
@@ -80,23 +137,20 @@ pub fn generate(
             other => other?,
         }
     };
-    if !text.cut {
-        text.text.push_str(&decoder.finish());
-    }
-    text.flush(&mut emit)?;
-    Ok(Answer { text: text.text, n_tokens, finish })
+    generation.finish(finish, emit)
 }
 
 /// Text whose end may be the beginning of a stop string.
-struct Tail<'a> {
-    stops: &'a [String],
+#[derive(Default)]
+struct Tail {
+    stops: Vec<String>,
     text: String,
     n_emitted: usize,
     /// Whether a stop string was found; nothing comes after it.
     cut: bool,
 }
 
-impl Tail<'_> {
+impl Tail {
     /// Appends `more` and emits what is settled. Returns whether a stop string was found, and cuts it off.
     fn push(&mut self, more: &str, emit: &mut impl FnMut(&str) -> Result<()>) -> Result<bool> {
         self.text.push_str(more);
@@ -136,7 +190,7 @@ mod tests {
 
     fn check(stops: &[&str], pieces: &[&str], emitted: &[&str], text: &str) {
         let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let mut tail = Tail { stops: &stops, text: String::new(), n_emitted: 0, cut: false };
+        let mut tail = Tail { stops, ..Tail::default() };
         let mut seen = Vec::new();
         let mut emit = |s: &str| {
             seen.push(s.to_owned());

@@ -64,7 +64,7 @@ impl Place {
     }
 }
 
-/// Names a [`Place`]; equal marks at equal positions after equal beginnings have equal keys and values.
+/// Names a position's content; equal marks at equal positions after equal beginnings have equal keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// A token.

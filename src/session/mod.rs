@@ -2,11 +2,13 @@
 
 mod generate;
 mod line;
+mod logprobs;
 mod many;
 mod text_file;
 
-pub use generate::{Answer, Finish, GenerateSettings, generate};
+pub use generate::{Answer, Choice, Finish, GenerateSettings, Generation, generate};
 pub use line::{ImageId, Mark, Seen};
+pub use logprobs::TokenLogprobs;
 pub use many::{Next, Sequences};
 pub use text_file::TextFile;
 

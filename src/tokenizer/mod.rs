@@ -31,6 +31,7 @@ pub use special::{N_SPECIAL, Special, SpecialIds, special_names};
 pub use stream::StreamDecoder;
 
 use crate::error::{Error, Result};
+use crate::grammar::Vocabulary;
 use pieces::Pieces;
 
 /// `token_type` of an ordinary token.
@@ -119,6 +120,13 @@ impl Tokenizer {
     /// The bytes of a token, special ones by name; `None` for padding and beyond.
     pub fn bytes(&self, id: TokenId) -> Option<&[u8]> {
         self.ranks.bytes(id.0).or_else(|| self.special.name(id).map(str::as_bytes))
+    }
+
+    /// What a grammar chooses from: the used ids, special ones by name, and those that end an answer. Copies all bytes.
+    pub fn vocabulary(&self, stop_ids: &[TokenId]) -> Vocabulary {
+        let stops: Vec<u32> = stop_ids.iter().map(|id| id.0).collect();
+        let ids = (0..self.n_used() as u32).map(TokenId);
+        Vocabulary::new(ids.map(|id| self.bytes(id).unwrap_or_default()), &stops)
     }
 
     /// Text → ids. Nothing is added in front or behind. Unless `special` is `None` the text is first put in NFC, paths

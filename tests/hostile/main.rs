@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod gguf;
+mod grammars;
 mod headers;
 mod mutations;
 mod pairs;

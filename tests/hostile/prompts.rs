@@ -135,7 +135,7 @@ fn outputs_that_cannot_be_written() {
     let shell = |script: &str| {
         let mut command = Command::new("bash");
         command.args(["-c", &format!("set -o pipefail; {script}"), "bash", env!("CARGO_BIN_EXE_qvl")]);
-        command.arg(&q8_0().text).arg(picture()).arg(&q8_0().mmproj).stdin(Stdio::null());
+        command.arg(&q8_0().text).arg(picture()).arg(&q8_0().mmproj).env("QVL_CACHE_SIZE", "0").stdin(Stdio::null());
         run(&mut command)
     };
     for closed in [

@@ -24,7 +24,7 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// `qvl` without the user's settings.
+/// `qvl` without the user's settings and without a cache.
 pub fn qvl() -> Command {
     program(env!("CARGO_BIN_EXE_qvl"))
 }
@@ -39,7 +39,7 @@ fn program(path: &str) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("QVL_")) {
         command.env_remove(name);
     }
-    command.stdin(Stdio::null());
+    command.env("QVL_CACHE_SIZE", "0").stdin(Stdio::null());
     command
 }
 

@@ -47,6 +47,7 @@ fn json_has_what_was_promised() {
     let json = greedy(&[&args[..], &["--json"]].concat()).json();
     let usage = |key: &str| json["usage"][key].as_u64().unwrap() as usize;
     assert_eq!(usage("image_tokens"), 2 * N_QUERIES);
+    assert_eq!(usage("cached_image_tokens"), 0);
     assert_eq!(usage("prompt_tokens"), n_prompt(&args));
     assert!((1..=24).contains(&usage("completion_tokens")));
     match json["finish_reason"].as_str().unwrap() {

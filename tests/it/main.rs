@@ -20,6 +20,12 @@ mod goldens_shared;
 /// `qvl ask`: text and JSON, sampling, prompts from everywhere, limits.
 mod ask;
 
+/// `qvl ask --grammar`, `--json-schema` and `--logprobs`.
+mod structured;
+
+/// Grammars as this crate follows them, against llama.cpp's own.
+mod grammars;
+
 /// Pictures: they matter, they are turned upright, and none is imagined.
 mod pictures;
 
@@ -29,6 +35,9 @@ mod sources;
 /// Pictures from the network, and no other network access.
 #[cfg(feature = "http")]
 mod addresses;
+
+/// The cache of embeddings: warm is as cold, and nothing that happens to its files is more than a miss.
+mod cache;
 
 /// `qvl ask --annotate`: the picture that is written.
 mod annotate;
@@ -46,11 +55,21 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// `qvl chat` from a pipe: turns, commands, files.
+mod chat;
+
+/// `qvl chat` in a terminal: the editor, its keys, and what only a terminal is shown.
+#[cfg(target_os = "linux")]
+mod terminal;
+
 /// `models/qvl-tiny` sees what is in pictures that it was never trained on, and still does in 4 bits.
 mod sees;
 
 /// Every TYPE: its blocks are ggml's own and its file answers.
 mod types;
+
+/// `qvl batch`: many at a time, as one at a time, and again after any death.
+mod batch;
 
 /// Sessions of the library: nothing is read twice, and together is as alone.
 mod sessions;
@@ -60,6 +79,9 @@ mod tokenize;
 
 /// `qvl inspect`: what is in a file, and whether it is sound.
 mod inspect;
+
+/// `qvl detect`: regions as data.
+mod detect;
 
 /// `qvl doctor`, completions and man pages.
 mod manual;

@@ -3,7 +3,8 @@
 use crate::programs::{qvl, run};
 
 /// Subcommands that are promised.
-const SUBCOMMANDS: [&str; 7] = ["ask", "trace", "tokenize", "inspect", "doctor", "completions", "man"];
+const SUBCOMMANDS: [&str; 11] =
+    ["ask", "chat", "detect", "batch", "trace", "tokenize", "inspect", "doctor", "cache", "completions", "man"];
 
 #[test]
 fn doctor_describes_the_machine() {

@@ -14,13 +14,14 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// `qvl`, untouched by the caller's environment. One thread: tests run side by side already.
+/// `qvl`, untouched by the caller's environment. One thread: tests run side by side already. No cache: the user's is not
+/// filled, and embeddings are exact.
 pub fn qvl() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
-    for name in ["QVL_MODEL", "QVL_MMPROJ", "QVL_DEBUG"] {
+    for name in ["QVL_MODEL", "QVL_MMPROJ", "QVL_DEBUG", "QVL_CACHE_DIR"] {
         command.env_remove(name);
     }
-    command.env("QVL_THREADS", "1").stdin(Stdio::null());
+    command.env("QVL_THREADS", "1").env("QVL_CACHE_SIZE", "0").stdin(Stdio::null());
     command
 }
 

@@ -61,7 +61,7 @@ fn alone(file: &TextFile, model: &Model, prompt: &Prompt, images: &[Arc<Seen>], 
     let mut sampler = greedy(file);
     let ids = (0..n)
         .map(|_| {
-            let id = TokenId(sampler.sample(&session.logits().unwrap()[..file.tokenizer().n_used()]));
+            let id = TokenId(sampler.sample(&session.logits().unwrap()[..file.tokenizer().n_used()]).unwrap());
             session.push(id).unwrap();
             id
         })
@@ -152,7 +152,7 @@ fn together(
         }
         many.step(|slot, logits| {
             let ids = &mut ids[of_slot[slot]];
-            ids.push(TokenId(greedy(file).sample(&logits[..file.tokenizer().n_used()])));
+            ids.push(TokenId(greedy(file).sample(&logits[..file.tokenizer().n_used()]).unwrap()));
             // Texts of different lengths: places become free at different times.
             Ok(if ids.len() == N_TOKENS - of_slot[slot] % 4 { Next::Done } else { Next::Token(ids[ids.len() - 1]) })
         })

@@ -1,6 +1,8 @@
 //! The text file in a program that knows nothing of qvl: llama.cpp's own loader and tokenizer, by the crate
 //! `llama-cpp-2`.
 
+use std::sync::OnceLock;
+
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
@@ -22,12 +24,17 @@ const TEXTS: [&str; 9] = [
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa=========>>>>>>",
 ];
 
+/// llama.cpp, started once.
+pub fn backend() -> &'static LlamaBackend {
+    static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
+    BACKEND.get_or_init(|| LlamaBackend::init().unwrap())
+}
+
 #[test]
 fn llama_cpp_loads_the_text_file_and_tokenizes_alike() {
     let path = models::random_as("q8_0", "q8_0").text;
     let ours = TextFile::open(&path).unwrap();
-    let backend = LlamaBackend::init().unwrap();
-    let theirs = LlamaModel::load_from_file(&backend, &path, &LlamaModelParams::default()).unwrap();
+    let theirs = LlamaModel::load_from_file(backend(), &path, &LlamaModelParams::default()).unwrap();
     let vocab = theirs.vocab();
     assert_eq!(vocab.n_tokens() as usize, ours.hparams().n_vocab);
     assert!(!vocab.should_add_bos(), "nothing is added in front");

@@ -1,0 +1,105 @@
+//! Pictures → embeddings, for every command but `trace`: what was encoded before is looked up.
+
+use std::collections::HashMap;
+
+use qvl::cache::{self, Cache, Key, Store};
+use qvl::error::{Error, Result};
+use qvl::image::{self, Picture};
+use qvl::session::TextFile;
+use qvl::vision::ImageEmbedding;
+
+use super::args::{CacheArgs, ContextArgs, ModelArgs};
+use super::pipeline::{Mmproj, attention};
+use super::print_error;
+
+/// Sees pictures. One that lives as long as its command has the latest ones in memory.
+pub struct Viewer<'a> {
+    model: &'a ModelArgs,
+    context: &'a ContextArgs,
+    limit_bytes: u64,
+    cache: Option<Cache>,
+    quiet: bool,
+}
+
+/// What was seen.
+pub struct Sight {
+    /// One a picture, in their order.
+    pub embeddings: Vec<ImageEmbedding>,
+    /// How many pictures were taken from the cache, in memory or on disk.
+    pub n_cached: usize,
+}
+
+impl<'a> Viewer<'a> {
+    /// Looks nowhere yet.
+    pub fn new(model: &'a ModelArgs, context: &'a ContextArgs, cache: &CacheArgs, quiet: bool) -> Self {
+        let limit_bytes = if cache.no_cache { 0 } else { cache.limit.cache_size };
+        Viewer { model, context, limit_bytes, cache: None, quiet }
+    }
+
+    /// Sees them. Only the header of the mmproj is read, which proves that it belongs to the text model, unless one of the
+    /// pictures is new; the mmproj is unmapped afterwards. A picture that is there twice is encoded once. A cache that does
+    /// not work is a warning.
+    ///
+    /// With a cache that is on, working or not, embeddings are rounded to f16; else they are what the tower gave.
+    pub fn see(&mut self, text: &TextFile, pictures: &[Picture]) -> Result<Sight> {
+        if pictures.is_empty() {
+            return Ok(Sight { embeddings: Vec::new(), n_cached: 0 });
+        }
+        let mmproj = Mmproj::open(self.model, text)?;
+        let (h, id) = (mmproj.hparams()?, mmproj.id());
+        let (mut keys, mut new) = (Vec::with_capacity(pictures.len()), Vec::new());
+        let mut known: HashMap<Key, Option<ImageEmbedding>> = HashMap::new();
+        self.open_cache();
+        for picture in pictures {
+            let picture = image::resize(picture, h.image_size as u32, h.image_size as u32);
+            let key = Key::new(&id, attention(self.context), &picture);
+            keys.push(key);
+            if known.contains_key(&key) {
+                continue;
+            }
+            let found = self.cache.as_mut().and_then(|cache| cache.get(&key));
+            let found = found.filter(|e| e.n_queries == h.n_queries && e.d_out == h.d_out);
+            if found.is_none() {
+                new.push((key, picture));
+            }
+            known.insert(key, found);
+        }
+        let n_cached = if self.cache.is_some() { pictures.len() - new.len() } else { 0 };
+        let (new_keys, new): (Vec<_>, Vec<_>) = new.into_iter().unzip();
+        if !new.is_empty() {
+            let (mut new_keys, mut failure) = (new_keys.into_iter(), None);
+            let encoded = mmproj.encode(&new, self.context, self.quiet, |fresh| {
+                let Some(key) = new_keys.next() else { return };
+                let embedding = match &mut self.cache {
+                    None => fresh,
+                    Some(cache) => {
+                        let kept = cache.keep(key, fresh);
+                        failure = failure.take().or(kept.failure);
+                        kept.embedding
+                    }
+                };
+                known.insert(key, Some(embedding));
+            });
+            failure.into_iter().for_each(|failure| self.warn(&failure));
+            encoded?;
+        }
+        let of = |key: &Key| known.get(key).cloned().flatten().ok_or_else(|| Error::other("a picture was not encoded"));
+        Ok(Sight { embeddings: keys.iter().map(of).collect::<Result<_>>()?, n_cached })
+    }
+
+    /// Opens the cache, unless it is off or open. Without a directory it is in memory alone.
+    fn open_cache(&mut self) {
+        if self.limit_bytes == 0 || self.cache.is_some() {
+            return;
+        }
+        let directory = cache::directory(|name| std::env::var_os(name));
+        let store = directory.map(|dir| Store::new(dir, self.limit_bytes)).map_err(|failure| self.warn(&failure));
+        self.cache = Some(Cache::new(store.ok()));
+    }
+
+    fn warn(&self, failure: &Error) {
+        if !self.quiet {
+            print_error(&format!("warning: {failure}; going on without the cache\n"));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `qvl detect`: regions as data, always well formed, and an empty list where there is nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use qvl::image::{Orientation, load};
+use serde_json::Value;
+
+use crate::models::{random, tiny};
+use crate::programs::{qvl, repository, run};
+
+/// The demo's picture of 480 × 360 pixels, on which a purple star stands alone.
+fn picture() -> PathBuf {
+    repository("models/qvl-tiny/demo/shapes.png")
+}
+
+fn detect(args: &[&str]) -> Command {
+    let mut command = qvl();
+    command.args(["detect", "-m"]).arg(tiny("f16", "f16").text).arg("-i").arg(picture()).args(args);
+    command
+}
+
+/// Regions of a run with --json: label and box in pixels.
+fn found(json: &Value) -> Vec<(String, [i64; 4])> {
+    let one = |region: &Value| {
+        let pixels: Vec<i64> = region["box"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+        (region["label"].as_str().unwrap().to_owned(), pixels.try_into().unwrap())
+    };
+    json["regions"].as_array().unwrap().iter().map(one).collect()
+}
+
+#[test]
+fn a_thing_is_found_in_every_format() {
+    let json = run(&mut detect(&["--json", "purple star"])).json();
+    let size = load(&picture(), Orientation::Upright).unwrap();
+    let (width, height) = (i64::from(size.width()), i64::from(size.height()));
+    assert_eq!(json["image"]["path"].as_str(), picture().to_str());
+    assert_eq!((json["image"]["width"].as_i64(), json["image"]["height"].as_i64()), (Some(width), Some(height)));
+    let regions = found(&json);
+    let [(label, [x1, y1, x2, y2])] = regions.as_slice() else { panic!("one star: {json}") };
+    assert_eq!(label, "purple star");
+    assert!(0 <= *x1 && x1 < x2 && *x2 <= width && 0 <= *y1 && y1 < y2 && *y2 <= height, "{json}");
+    assert_eq!(json["regions"][0]["box_1000"].as_array().unwrap().len(), 4);
+
+    let text = run(&mut detect(&["purple star"])).ok();
+    assert_eq!(text.out, format!("purple star\t{x1},{y1},{x2},{y2}\n"));
+    let csv = run(&mut detect(&["--csv", "purple star"])).ok().out;
+    assert!(csv.starts_with("image,width,height,label,x1,y1,x2,y2\n"), "{csv}");
+    assert!(csv.ends_with(&format!(",{width},{height},purple star,{x1},{y1},{x2},{y2}\n")), "{csv}");
+    let coco = run(&mut detect(&["--coco", "purple star"])).json();
+    assert_eq!(coco["annotations"][0]["bbox"], serde_json::json!([x1, y1, x2 - x1, y2 - y1]));
+    assert_eq!(coco["categories"], serde_json::json!([{"id": 1, "name": "purple star"}]));
+}
+
+#[test]
+fn what_is_not_there_is_an_empty_list() {
+    let json = run(&mut detect(&["--json", "black heart"])).json();
+    assert_eq!(json["regions"], serde_json::json!([]));
+    let ran = run(&mut detect(&["black heart"])).ok();
+    assert!(ran.out.is_empty() && ran.err.starts_with("not found"), "{ran:?}");
+    assert_eq!(run(&mut detect(&["-q", "black heart"])).ok().err, "");
+    let csv = run(&mut detect(&["--csv", "black heart"])).ok().out;
+    assert_eq!(csv.lines().count(), 1);
+}
+
+#[test]
+fn pictures_are_drawn_and_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (drawn, crops) = (dir.path().join("a.png"), dir.path().join("crops"));
+    let json = run(detect(&["--json", "purple star"]).arg("-o").arg(&drawn).arg("--crop").arg(&crops)).json();
+    let regions = found(&json);
+    let [x1, y1, x2, y2] = regions[0].1;
+    let original = load(&picture(), Orientation::Upright).unwrap();
+    let drawn = load(&drawn, Orientation::Upright).unwrap();
+    assert!(drawn != original && drawn.width() == original.width());
+    let names: Vec<_> = fs::read_dir(&crops).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["01-purple-star.png"]);
+    let crop = load(&crops.join("01-purple-star.png"), Orientation::Upright).unwrap();
+    assert_eq!((i64::from(crop.width()), i64::from(crop.height())), (x2 - x1, y2 - y1));
+    let at = |x: i64, y: i64| &original.pixels()[((y * i64::from(original.width()) + x) * 3) as usize..][..3];
+    assert_eq!(&crop.pixels()[..3], at(x1, y1));
+}
+
+/// A model with random weights would write anything: what comes is well formed all the same.
+#[test]
+fn regions_are_always_well_formed() {
+    for seed in 0..8 {
+        let mut command = qvl();
+        command.args(["detect", "--json", "--temp", "2", "-n", "60", "-s", &seed.to_string(), "-m"]).arg(random().text);
+        command.current_dir(repository("tests/data/pictures"));
+        let json = run(command.args(["-i", "shapes.png", "thing"])).json();
+        assert_eq!(json["malformed_regions"], 0, "{json}");
+        for (_, [x1, y1, x2, y2]) in found(&json) {
+            assert!(x1 <= x2 && y1 <= y2, "{json}");
+        }
+    }
+}
+
+#[test]
+fn wrong_calls_say_what_to_do() {
+    let plain = |args: &[&str]| {
+        let mut command = qvl();
+        command.current_dir(repository("tests/data/pictures")).args(["detect", "-m"]).arg(random().text);
+        run(command.args(args))
+    };
+    plain(&["thing"]).fails(2, "one picture (-i), found 0");
+    plain(&["-i", "shapes.png", "-i", "stripes.png", "thing"]).fails(2, "found 2");
+    plain(&["-i", "shapes.png", " "]).fails(2, "the phrase is empty");
+    plain(&["-i", "shapes.png", "--json", "--csv", "thing"]).fails(2, "--csv");
+    plain(&["-i", "shapes.png", "-o", "a.gif", "thing"]).fails(2, ".png, .jpg or .webp");
+    plain(&["-i", "nothing.png", "thing"]).fails(4, "nothing.png");
+    let file = repository("Cargo.toml");
+    plain(&["-i", "shapes.png", "--crop", Path::new(&file).to_str().unwrap(), "thing"])
+        .fails(1, "cannot make the directory");
+}
