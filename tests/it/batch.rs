@@ -129,6 +129,18 @@ fn what_is_wrong_with_one_does_not_stop_the_others() {
     assert!(retried.err.contains("0 answered, 6 failed"), "{retried:?}");
 }
 
+/// A raw prompt of nothing has no position to answer from; the next item has.
+#[test]
+fn an_empty_raw_prompt_does_not_stop_the_others() {
+    let dir = Dir::new();
+    let input = dir.input(&[json!({"id": 1, "prompt": ""}), json!({"id": 2, "prompt": "The picture shows"})]);
+    let output = dir.path("out.jsonl");
+    run(batch(&input, &output).arg("--raw")).ok();
+    let found = results(&output);
+    assert!(found["1"]["error"].as_str().is_some_and(|e| e.contains("the prompt is empty")), "{found:?}");
+    assert_eq!(found["2"]["usage"]["completion_tokens"], 8);
+}
+
 #[test]
 fn a_directory_is_one_question_about_each_picture() {
     let dir = Dir::new();

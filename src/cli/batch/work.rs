@@ -216,6 +216,9 @@ impl<'a> Worker<'a> {
         let (prompt, sources) =
             build_prompt(self.text, &item.prompt, item.images, self.raw, generation.system.as_deref())?;
         let n_prompt = prompt.n_positions(h.n_queries);
+        if n_prompt == 0 {
+            return Err(Error::usage("the prompt is empty"));
+        }
         let limit = self.args.context.ctx_size.map_or(h.context_length, |n| n as usize);
         if n_prompt > limit {
             return Err(too_long(n_prompt, limit));
