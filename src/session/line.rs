@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::too_long;
 use crate::error::{Error, Result};
 use crate::llama::Input;
 use crate::prompt::{Chunk, Prompt};
+use crate::text::TextHparams;
 use crate::tokenizer::TokenId;
 use crate::vision::ImageEmbedding;
 
@@ -73,9 +75,19 @@ pub enum Mark {
     Row(ImageId, u32),
 }
 
+/// The places of a prompt that is there and fits into `n_ctx` positions; else the error (kind usage), or that of [`line`].
+pub fn fitting_line(prompt: &Prompt, images: &[Arc<Seen>], h: &TextHparams, n_ctx: usize) -> Result<Vec<Place>> {
+    let line = line(prompt, images, h.n_queries, h.n_embd)?;
+    match line.len() {
+        0 => Err(Error::usage("the prompt is empty")),
+        n if n > n_ctx => Err(too_long(n, n_ctx)),
+        _ => Ok(line),
+    }
+}
+
 /// The places of a prompt whose pictures are `images`, by their index. Errors: a picture is missing, or has other
 /// dimensions than `n_queries` rows of `n_embd`.
-pub fn line(prompt: &Prompt, images: &[Arc<Seen>], n_queries: usize, n_embd: usize) -> Result<Vec<Place>> {
+fn line(prompt: &Prompt, images: &[Arc<Seen>], n_queries: usize, n_embd: usize) -> Result<Vec<Place>> {
     let mut places = Vec::with_capacity(prompt.n_positions(n_queries));
     for chunk in &prompt.chunks {
         match chunk {

@@ -13,8 +13,8 @@ use crate::prompt::Prompt;
 use crate::text::{Rotary, TextHparams, alpha};
 use crate::tokenizer::TokenId;
 
-use super::line::{Place, Seen, line};
-use super::{SessionSettings, TextFile, sound, too_long};
+use super::line::{Place, Seen, fitting_line};
+use super::{SessionSettings, TextFile, sound};
 
 /// What follows a position whose logits were looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,14 +106,7 @@ impl<'m> Sequences<'m> {
     /// Begins a prompt in a slot that [`free`](Self::free) gave. Errors: kind usage when the prompt is empty or longer than
     /// the whole context.
     pub fn begin(&mut self, slot: usize, prompt: &Prompt, images: &[Arc<Seen>]) -> Result<()> {
-        let h = self.hparams;
-        let line = line(prompt, images, h.n_queries, h.n_embd)?;
-        if line.is_empty() {
-            return Err(Error::usage("the prompt is empty"));
-        }
-        if line.len() > self.settings.n_ctx {
-            return Err(too_long(line.len(), self.settings.n_ctx));
-        }
+        let line = fitting_line(prompt, images, self.hparams, self.settings.n_ctx)?;
         self.rotate_for(line.len());
         // What this slot has read is lost once it holds another line, so it is asked first.
         let n_kept = self.adopt(slot, &line);

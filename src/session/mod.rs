@@ -22,7 +22,7 @@ use crate::quant::GgmlType;
 use crate::text::{Rotary, TextHparams, alpha};
 use crate::tokenizer::TokenId;
 
-use line::{Place, line, n_common};
+use line::{Place, fitting_line, n_common};
 
 /// Positions that pass over the weights together at most. A prompt of some pictures takes one pass; beyond, compute
 /// buffers would grow and the weights' traffic no longer counts.
@@ -172,13 +172,7 @@ impl<'m> Session<'m> {
     /// The places of a prompt that fits, with the rotation set for it. What was read with another one is forgotten.
     fn begin(&mut self, prompt: &Prompt, images: &[Arc<Seen>]) -> Result<Vec<Place>> {
         let h = self.hparams;
-        let line = line(prompt, images, h.n_queries, h.n_embd)?;
-        if line.is_empty() {
-            return Err(Error::usage("the prompt is empty"));
-        }
-        if line.len() > self.settings.n_ctx {
-            return Err(too_long(line.len(), self.settings.n_ctx));
-        }
+        let line = fitting_line(prompt, images, h, self.settings.n_ctx)?;
         let alpha = alpha(h, line.len());
         if alpha != self.alpha {
             let mut rotary = Rotary::new(h, alpha);
