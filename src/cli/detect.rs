@@ -10,7 +10,7 @@ use qvl::error::{Error, Result};
 use qvl::grammar::{Grammar, Matcher};
 use qvl::grounding::{self, Frame, GRAMMAR, Region};
 use qvl::image::{self, FileFormat, Picture, encode};
-use qvl::session::{Finish, TextFile};
+use qvl::session::TextFile;
 use qvl::text::ChatFormat;
 use serde_json::json;
 
@@ -78,12 +78,7 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
             annotation.write(picture, &found, quiet)?;
         }
     }
-    // A box that was not finished is not there; what was before it is.
-    match outcome.answer.finish {
-        Finish::Length if !quiet => conclude(&outcome.answer, n_predict, quiet),
-        Finish::Length => Ok(()),
-        _ => conclude(&outcome.answer, n_predict, quiet),
-    }
+    conclude(&outcome.answer, n_predict, quiet)
 }
 
 /// What the model is asked.
