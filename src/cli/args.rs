@@ -64,6 +64,9 @@ pub struct AskArgs {
     pub context: ContextArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Go on with the conversation in FILE, or begin one there; what was read before is not read again
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub session: Option<PathBuf>,
     /// Complete the prompt as it stands; all special tokens count, <img>PATH</img> loads PATH
     #[arg(long)]
     pub raw: bool,
@@ -101,6 +104,9 @@ pub struct ChatArgs {
     pub context: ContextArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Go on with the conversation in FILE, if it is there, and keep it there at the end
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
 }
 
 #[derive(Args)]

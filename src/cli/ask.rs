@@ -3,22 +3,25 @@
 use std::fs::File;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::slice;
 use std::time::Instant;
 
+use qvl::conversation::{SessionFile, Shown};
 use qvl::error::{Error, Result};
 use qvl::grounding;
 use qvl::image::{self, ImageSource, Picture};
 use qvl::memory::peak_rss_bytes;
 use qvl::prompt::{self, ChatSettings, Message, Prompt};
-use qvl::session::TextFile;
+use qvl::session::{Finish, TextFile};
 use qvl::text::ChatFormat;
 use serde_json::json;
 
 use super::annotate::Annotation;
 use super::answers::{Keep, Trimmed, conclude, finish_reason, regions, stops};
 use super::args::AskArgs;
-use super::once::{self, LastPicture, Query};
-use super::{pipeline, print, print_json, read_text, structure};
+use super::keep::SessionPath;
+use super::once::{self, LastPicture, Past, Query};
+use super::{pipeline, print, print_json, read_text, see, structure};
 
 /// Default system message of the chat format.
 pub const SYSTEM: &str = "You are a helpful assistant.";
@@ -36,12 +39,20 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     if raw && args.generation.system.is_some() {
         return Err(Error::usage("a system message has no place in a raw prompt"));
     }
-    let (prompt, sources) = build_prompt(&text, &question, sources, raw, args.generation.system.as_deref())?;
+    let system = args.generation.system.as_deref();
+    let session = args.session.as_deref().map(|path| SessionPath::open(path, &text)).transpose()?;
+    let past = session.as_ref().map(|session| session.read(&text, system, SYSTEM)).transpose()?;
+    let (prompt, sources) = match &past {
+        Some(past) if !raw => (next_prompt(args, &text, past, &question, sources.len())?, sources),
+        Some(_) => return Err(Error::usage("a base model has no conversations; leave --session out")),
+        None => build_prompt(&text, &question, sources, raw, system)?,
+    };
     // A grammar says itself where the answer ends: the base model's stop string may well be inside.
     let n_predict = args.generation.predict.unwrap_or(h.max_new_tokens);
     let mut stops = stops(&text, &args.generation, n_predict, raw && grammar.is_none());
     stops.logprobs = args.logprobs.map(usize::from);
     let matcher = grammar.map(|grammar| structure::matcher(grammar, text.tokenizer(), &stops.stop_ids)).transpose()?;
+    let images = past.as_ref().map_or_else(Vec::new, |past| past.conversation.images());
     let query = Query {
         model: &args.model,
         images: &args.images,
@@ -50,14 +61,31 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         generation: &args.generation,
         quiet,
         start,
+        past: past.as_ref().map(|past| Past { images: &images, snapshot: &past.snapshot }),
     };
     let keep = if annotation.is_some() { LastPicture::Keep } else { LastPicture::Drop };
-    let check = |pictures: &[Picture]| annotation.as_ref().map_or(Ok(()), |a| a.check(&sources, pictures));
+    // A question may be about a picture that was shown before.
+    let shown = past.as_ref().filter(|_| sources.is_empty()).and_then(|past| past.conversation.last_asked());
+    let shown = shown.map(|(_, shown)| shown);
+    let again = annotation.as_ref().and(shown).map(|shown| see::again(shown, &args.images)).transpose()?;
+    let mut sizes = Vec::new();
+    let check = |pictures: &[Picture]| {
+        sizes = pictures.iter().map(|picture| (picture.width(), picture.height())).collect();
+        let Some(annotation) = &annotation else { return Ok(()) };
+        match &again {
+            Some(picture) => annotation.check(
+                &shown.map(|shown| shown.source.clone()).into_iter().collect::<Vec<_>>(),
+                slice::from_ref(picture),
+            ),
+            None => annotation.check(&sources, pictures),
+        }
+    };
     let mut out = Trimmed::new(if raw { Keep::All } else { Keep::Text });
     let emit = |piece: &str| if args.json { Ok(()) } else { print(&out.push(piece)) };
     let mut outcome = once::answer(&query, &text, (&prompt, &sources), (stops, matcher), keep, check, emit)?;
 
-    let last = annotation.zip(outcome.last.take());
+    let last = annotation.zip(outcome.last.take().or(again));
+    let last_size = outcome.last_size.or(shown.map(|shown| shown.size));
     let answer = &outcome.answer;
     let answer_text = if raw { answer.text.as_str() } else { answer.text.trim() };
     let found = grounding::regions(answer_text);
@@ -73,7 +101,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
             "usage": outcome.usage(),
             "timings": outcome.timings(),
             "memory": {"peak_rss_bytes": peak_rss_bytes()},
-            "regions": regions(&found.0, outcome.last_size),
+            "regions": regions(&found.0, last_size),
         });
         if args.logprobs.is_some() {
             json["logprobs"] = structure::logprobs(&answer.logprobs, text.tokenizer()).into();
@@ -84,7 +112,36 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         print_json(&json)?;
     }
     drawn?;
-    conclude(answer, n_predict, quiet)
+    if let (Some(session), Some(past), Some(kept)) = (&session, &past, outcome.kept.take()) {
+        let was_silent = outcome.answer.finish == Finish::Interrupted && outcome.answer.text.is_empty();
+        if !was_silent {
+            let (seen, mut conversation) = (kept.seen, past.conversation.clone());
+            for ((source, size), seen) in sources.into_iter().zip(sizes).zip(seen) {
+                conversation.show(Shown { source: see::lasting(source)?, size, seen });
+            }
+            conversation.push(question, outcome.answer.text.trim());
+            session.write(&SessionFile { conversation, snapshot: kept.snapshot }, &text)?;
+        }
+    }
+    conclude(&outcome.answer, n_predict, quiet)
+}
+
+/// The prompt of a conversation's next question, with `n_pictures` new pictures.
+fn next_prompt(
+    args: &AskArgs,
+    text: &TextFile,
+    past: &SessionFile<'_>,
+    question: &str,
+    n_pictures: usize,
+) -> Result<Prompt> {
+    let (h, conversation) = (text.hparams(), &past.conversation);
+    let n_limit = args.context.ctx_size.map_or(h.context_length, |n| n as usize);
+    // A small context is not all for the answer.
+    let n_answer = args.generation.predict.unwrap_or(h.max_new_tokens).min(n_limit / 4);
+    let n_old = conversation.pictures().len();
+    let query = Message { text: question.to_owned(), pictures: (n_old..n_old + n_pictures).collect() };
+    let n_turns = conversation.turns().len();
+    Ok(conversation.prompt(text.tokenizer(), h, n_turns, &query, (n_limit, n_answer))?.prompt)
 }
 
 /// The prompt and the pictures that it shows, those of `-i` first.

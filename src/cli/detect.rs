@@ -56,6 +56,7 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
         generation: &generation,
         quiet,
         start,
+        past: None,
     };
     let keep = if annotation.is_some() || args.crop.is_some() { LastPicture::Keep } else { LastPicture::Drop };
     let check = |pictures: &[Picture]| annotation.as_ref().map_or(Ok(()), |a| a.check(&sources, pictures));

@@ -10,6 +10,7 @@ mod chat;
 mod detect;
 mod doctor;
 mod inspect;
+mod keep;
 mod manual;
 mod once;
 mod output;

@@ -1,5 +1,6 @@
 //! One question, one answer: the way that `ask` and `detect` share, from files to text.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qvl::error::Result;
@@ -7,13 +8,13 @@ use qvl::grammar::Matcher;
 use qvl::image::{ImageSource, Picture};
 use qvl::llama::Sampler;
 use qvl::prompt::Prompt;
-use qvl::session::{Answer, GenerateSettings, Generation, Seen, Session, TextFile, generate, too_long};
+use qvl::session::{Answer, GenerateSettings, Generation, Seen, Session, Snapshot, TextFile, generate, too_long};
 use serde_json::{Value, json};
 
 use super::answers::{ms, sampling};
 use super::args::{CacheArgs, ContextArgs, GenerationArgs, ImageArgs, ModelArgs};
 use super::see::Viewer;
-use super::{STOP, pipeline};
+use super::{STOP, pipeline, print_error};
 
 /// The flags that it depends on.
 pub struct Query<'a> {
@@ -25,6 +26,27 @@ pub struct Query<'a> {
     pub quiet: bool,
     /// When the program began.
     pub start: Instant,
+    /// What came before, if the conversation goes on.
+    pub past: Option<Past<'a>>,
+}
+
+/// A conversation until now.
+#[derive(Clone, Copy)]
+pub struct Past<'a> {
+    /// What was seen of its pictures, which come before those of the question.
+    pub images: &'a [Arc<Seen>],
+    /// What was read of it.
+    pub snapshot: &'a Snapshot<'a>,
+}
+
+/// What a conversation needs to go on later.
+pub struct Kept {
+    /// What was seen of the question's pictures.
+    pub seen: Vec<Arc<Seen>>,
+    /// What was read of all, the answer included.
+    pub snapshot: Snapshot<'static>,
+    /// Positions of the prompt that needed not be read again.
+    n_reused: usize,
 }
 
 /// Whether the pixels of the last picture are wanted afterwards.
@@ -43,6 +65,8 @@ pub struct Outcome {
     pub last: Option<Picture>,
     /// Width and height of the last picture, to which the model's coordinates refer.
     pub last_size: Option<(u32, u32)>,
+    /// For a conversation that goes on.
+    pub kept: Option<Kept>,
     n_prompt: usize,
     n_image: usize,
     n_cached: usize,
@@ -66,7 +90,10 @@ pub fn answer(
 ) -> Result<Outcome> {
     let h = text.hparams();
     let n_prompt = prompt.n_positions(h.n_queries);
-    let settings = pipeline::session_settings(h, query.context, n_prompt, stops.n_predict)?;
+    // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
+    let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
+    let mut settings = pipeline::session_settings(h, query.context, n_prompt.max(n_past), stops.n_predict)?;
+    settings.n_batch = n_prompt;
     if n_prompt > settings.n_ctx {
         return Err(too_long(n_prompt, settings.n_ctx));
     }
@@ -77,7 +104,8 @@ pub fn answer(
     let encode_start = Instant::now();
     // The mmproj is unmapped before this ends, and the text weights are touched only later.
     let sight = Viewer::new(query.model, query.context, query.cache, query.quiet).see(text, &pictures)?;
-    let images: Vec<_> = sight.embeddings.into_iter().map(Seen::new).collect();
+    let seen: Vec<_> = sight.embeddings.into_iter().map(Seen::new).collect();
+    let images: Vec<Arc<Seen>> = [query.past.map_or(&[][..], |past| past.images), &seen].concat();
     let encode = if pictures.is_empty() { Duration::ZERO } else { encode_start.elapsed() };
     let last_size = pictures.last().map(|p| (p.width(), p.height()));
     let last = if last == LastPicture::Keep { pictures.pop() } else { None };
@@ -90,8 +118,11 @@ pub fn answer(
 
     let prefill_start = Instant::now();
     let spinner = pipeline::spinner(query.quiet, format!("reading {n_prompt} tokens"));
-    session.prefill(prompt, &images)?;
-    drop((spinner, images));
+    if let Some(past) = query.past {
+        resume(&mut session, past.snapshot, query.quiet);
+    }
+    let n_reused = session.prefill(prompt, &images)?;
+    drop(spinner);
     let prefill = prefill_start.elapsed();
 
     let mut sampler = Sampler::new(sampling(query.generation, h), text.tokenizer().n_used());
@@ -108,19 +139,50 @@ pub fn answer(
         emit(piece)
     })?;
     let decode = decode_start.elapsed();
-    let (n_image, n_cached) = (prompt.n_images() * h.n_queries, sight.n_cached * h.n_queries);
-    Ok(Outcome { answer, last, last_size, n_prompt, n_image, n_cached, load, encode, prefill, decode, first_token })
+    let n_old = prompt.n_images().saturating_sub(seen.len());
+    let (n_image, n_cached) = (prompt.n_images() * h.n_queries, (n_old + sight.n_cached) * h.n_queries);
+    let kept = match query.past {
+        Some(_) => Some(Kept { snapshot: session.snapshot(&images)?, seen, n_reused }),
+        None => None,
+    };
+    Ok(Outcome {
+        answer,
+        last,
+        last_size,
+        kept,
+        n_prompt,
+        n_image,
+        n_cached,
+        load,
+        encode,
+        prefill,
+        decode,
+        first_token,
+    })
+}
+
+/// Goes on from a snapshot if that can be; else all is read again, which takes longer and changes nothing.
+pub fn resume(session: &mut Session<'_>, snapshot: &Snapshot<'_>, quiet: bool) {
+    if let Err(reason) = session.resume(snapshot)
+        && !quiet
+    {
+        print_error(&format!("note: the session is read again from its beginning: {reason}\n"));
+    }
 }
 
 impl Outcome {
     /// Tokens of prompt, pictures and answer, as JSON says it.
     pub fn usage(&self) -> Value {
-        json!({
+        let mut usage = json!({
             "prompt_tokens": self.n_prompt,
             "image_tokens": self.n_image,
             "cached_image_tokens": self.n_cached,
             "completion_tokens": self.answer.n_tokens,
-        })
+        });
+        if let Some(kept) = &self.kept {
+            usage["reused_tokens"] = kept.n_reused.into();
+        }
+        usage
     }
 
     /// Where the time went, in milliseconds.

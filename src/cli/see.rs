@@ -1,15 +1,18 @@
 //! Pictures → embeddings, for every command but `trace`: what was encoded before is looked up.
 
 use std::collections::HashMap;
+use std::path::absolute;
+use std::slice;
 
 use qvl::cache::{self, Cache, Key, Store};
+use qvl::conversation::Shown;
 use qvl::error::{Error, Result};
-use qvl::image::{self, Picture};
+use qvl::image::{self, ImageSource, Picture};
 use qvl::session::TextFile;
 use qvl::vision::ImageEmbedding;
 
-use super::args::{CacheArgs, ContextArgs, ModelArgs};
-use super::pipeline::{Mmproj, attention};
+use super::args::{CacheArgs, ContextArgs, ImageArgs, ModelArgs};
+use super::pipeline::{self, Mmproj, attention};
 use super::print_error;
 
 /// Sees pictures. One that lives as long as its command has the latest ones in memory.
@@ -102,4 +105,28 @@ impl<'a> Viewer<'a> {
             print_error(&format!("warning: {failure}; going on without the cache\n"));
         }
     }
+}
+
+/// Reads a picture of a conversation again, to draw on it. Errors (kind image): it is no longer there, or has another size
+/// now.
+pub fn again(shown: &Shown, args: &ImageArgs) -> Result<Picture> {
+    if shown.source == ImageSource::Stdin {
+        return Err(Error::image("this picture came from stdin and cannot be read again"));
+    }
+    let mut one = pipeline::load_pictures(slice::from_ref(&shown.source), args)?;
+    let picture = one.pop().ok_or_else(|| Error::image("no picture").of(&shown.source))?;
+    let size = (picture.width(), picture.height());
+    if size != shown.size {
+        let ((w, h), (width, height)) = (size, shown.size);
+        let change = format!("{w} x {h} pixels now, {width} x {height} when it was shown");
+        return Err(Error::image(change).of(&shown.source));
+    }
+    Ok(picture)
+}
+
+/// A source that means the same later, and in a file.
+pub fn lasting(source: ImageSource) -> Result<ImageSource> {
+    let ImageSource::Path(path) = source else { return Ok(source) };
+    let lasting = absolute(&path).map_err(|e| Error::image("no path").because(e).at(&path))?;
+    Ok(ImageSource::Path(lasting))
 }

@@ -1,10 +1,12 @@
 //! A conversation: what was said, the pictures that were shown, and both as a file.
 
 mod file;
+mod session_file;
 #[cfg(test)]
 mod tests;
 
 pub use file::{MAX_PICTURES, Saved, SavedTurn};
+pub use session_file::SessionFile;
 
 use std::sync::Arc;
 

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use llama_cpp_sys_2 as sys;
 
 use super::rotation::{Hook, NO_ROTATION, RotatedRows, after_rope};
+use super::state::{Shape, prove};
 use super::{Model, log};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ggml::{c_type, is_set};
@@ -94,6 +95,7 @@ pub struct Context<'m> {
     n_batch: usize,
     n_outputs: usize,
     n_seqs: usize,
+    shape: Shape,
     lifetime: PhantomData<(&'m Model, &'m AtomicBool)>,
 }
 
@@ -145,15 +147,17 @@ impl<'m> Context<'m> {
             return Err(Error::memory(message));
         };
         // SAFETY: model and context are valid; a null batch is handled (and llama.cpp's `new` does not return one).
-        let (batch, n_vocab, n_embd) = unsafe {
+        let (batch, n_vocab, n_embd, n_layer) = unsafe {
             let vocab = sys::llama_model_get_vocab(model.ptr.as_ptr());
             let n_vocab = sys::llama_vocab_n_tokens(vocab) as usize;
             let n_embd = sys::llama_model_n_embd(model.ptr.as_ptr()) as usize;
-            (NonNull::new(sys::llama_batch_ext_init(ptr.as_ptr())), n_vocab, n_embd)
+            let n_layer = sys::llama_model_n_layer(model.ptr.as_ptr()) as usize;
+            (NonNull::new(sys::llama_batch_ext_init(ptr.as_ptr())), n_vocab, n_embd, n_layer)
         };
         let batch = batch.ok_or_else(|| Error::memory("cannot allocate a batch"))?;
-        let &ContextParams { n_batch, n_outputs, n_seqs, .. } = params;
-        Ok(Context { ptr, batch, hook, n_vocab, n_embd, n_batch, n_outputs, n_seqs, lifetime: PhantomData })
+        let &ContextParams { n_batch, n_outputs, n_seqs, type_k, type_v, flash, .. } = params;
+        let shape = Shape { n_layer, n_embd, type_k, type_v, is_transposed: flash == FlashAttention::Off };
+        Ok(Context { ptr, batch, hook, n_vocab, n_embd, n_batch, n_outputs, n_seqs, shape, lifetime: PhantomData })
     }
 
     /// Replaces the rotation, for what is decoded from now on.
@@ -260,11 +264,14 @@ impl<'m> Context<'m> {
         }
     }
 
-    /// Puts back what [`state`](Self::state) gave, of a context with the same model, types and attention. Errors: it does not
-    /// fit; the sequence is empty then.
-    pub fn restore(&mut self, seq: usize, state: &[u8]) -> Result<()> {
+    /// Puts back what [`state`](Self::state) gave when the sequence had `n_positions`, in a context of the same model, types
+    /// and attention. The bytes may come from anywhere: they are proven first. Errors: they are no such state, or do not fit;
+    /// the sequence is empty then.
+    pub fn restore(&mut self, seq: usize, state: &[u8], n_positions: usize) -> Result<()> {
         self.truncate(seq, 0);
-        // SAFETY: the context is valid; llama.cpp reads within the given length and catches its own exceptions.
+        prove(state, n_positions, &self.shape).map_err(|e| Error::other("not a state of this cache").because(e))?;
+        // SAFETY: the context is valid; llama.cpp reads within the given length, of what was proven, and catches its own
+        // exceptions.
         let n_read =
             unsafe { sys::llama_state_seq_set_data(self.ptr.as_ptr(), state.as_ptr(), state.len(), seq as i32) };
         if n_read != state.len() {

@@ -9,6 +9,7 @@ mod log;
 mod model;
 mod rotation;
 mod sampler;
+mod state;
 
 pub use context::{Context, ContextParams, Decoded, Entry, FlashAttention, Input, Output};
 pub use log::{LogLevel, set_log};

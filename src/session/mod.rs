@@ -10,8 +10,9 @@ pub use generate::{Answer, Choice, Finish, GenerateSettings, Generation, generat
 pub use line::{ImageId, Mark, Seen};
 pub use logprobs::TokenLogprobs;
 pub use many::{Next, Sequences};
-pub use text_file::TextFile;
+pub use text_file::{ModelId, TextFile};
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -67,6 +68,17 @@ impl SessionSettings {
             flash: self.flash,
         }
     }
+}
+
+/// What a session had read, for another one over the same model.
+#[derive(Clone, Debug)]
+pub struct Snapshot<'a> {
+    /// α of dynamic NTK that the keys were rotated with, at least 1.
+    pub alpha: f64,
+    /// What was read, a mark for each position.
+    pub read: Vec<Mark>,
+    /// The cache, in llama.cpp's format.
+    pub state: Cow<'a, [u8]>,
 }
 
 /// A text that is read and continued. What it has read it keeps: a prompt that begins in the same way is read from where
@@ -163,9 +175,37 @@ impl<'m> Session<'m> {
         let mut context = llama::Context::new(self.model, &settings.params(1), self.stop, rotate)?;
         if !self.read.is_empty() {
             self.context.truncate(0, self.read.len());
-            context.restore(0, &self.context.state(0)?)?;
+            context.restore(0, &self.context.state(0)?, self.read.len())?;
         }
         (self.context, self.settings, self.last) = (context, settings, None);
+        Ok(())
+    }
+
+    /// What was read, to go on from in another process, up to the first picture that is not among `pictures`: what nobody
+    /// can show again is forgotten. Cost: a copy of what the cache holds (0.5 MiB a position for the real model in f16).
+    pub fn snapshot(&mut self, pictures: &[Arc<Seen>]) -> Result<Snapshot<'static>> {
+        let is_gone = |mark: &Mark| matches!(mark, Mark::Row(id, _) if pictures.iter().all(|seen| seen.id != *id));
+        let n_kept = self.read.iter().position(is_gone).unwrap_or(self.read.len());
+        self.read.truncate(n_kept);
+        self.context.truncate(0, n_kept);
+        let state = if self.read.is_empty() { Vec::new() } else { self.context.state(0)? };
+        Ok(Snapshot { alpha: self.alpha, read: self.read.clone(), state: state.into() })
+    }
+
+    /// Goes on from a snapshot of the same model. Its numbers are taken on trust, its form is not: errors (nothing is read
+    /// then) are that it is damaged, or of other [`SessionSettings`] (types and attention), or does not fit.
+    pub fn resume(&mut self, snapshot: &Snapshot<'_>) -> Result<()> {
+        self.read.clear();
+        self.last = None;
+        if snapshot.read.len() > self.settings.n_ctx {
+            return Err(too_long(snapshot.read.len(), self.settings.n_ctx));
+        }
+        if snapshot.read.is_empty() {
+            return Ok(());
+        }
+        self.context.restore(0, &snapshot.state, snapshot.read.len())?;
+        self.rotate(snapshot.alpha);
+        self.read.clone_from(&snapshot.read);
         Ok(())
     }
 
@@ -175,12 +215,17 @@ impl<'m> Session<'m> {
         let line = fitting_line(prompt, images, h, self.settings.n_ctx)?;
         let alpha = alpha(h, line.len());
         if alpha != self.alpha {
-            let mut rotary = Rotary::new(h, alpha);
-            self.context.set_rotation(move |rows| rotary.rotate(rows));
-            self.alpha = alpha;
+            self.rotate(alpha);
             self.read.clear();
         }
         Ok(line)
+    }
+
+    /// Rotates with this α of dynamic NTK from now on.
+    fn rotate(&mut self, alpha: f64) {
+        let mut rotary = Rotary::new(self.hparams, alpha);
+        self.context.set_rotation(move |rows| rotary.rotate(rows));
+        self.alpha = alpha;
     }
 
     fn n_batch(&self) -> usize {

@@ -55,6 +55,9 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// `--session FILE`: a conversation that goes on in another process.
+mod kept;
+
 /// `qvl chat` from a pipe: turns, commands, files.
 mod chat;
 

@@ -4,11 +4,11 @@ use qvl::conversation::Conversation;
 use qvl::error::{Error, ErrorKind, Result};
 use qvl::llama::{Model, Sampler};
 use qvl::prompt::Message;
-use qvl::session::{Answer, Finish, Generation, Session, SessionSettings, TextFile, generate};
+use qvl::session::{Answer, Finish, Generation, Session, SessionSettings, Snapshot, TextFile, generate};
 
 use crate::cli::answers::{Keep, Trimmed, sampling, stops};
 use crate::cli::args::{ContextArgs, GenerationArgs};
-use crate::cli::{STOP, pipeline, print, print_error};
+use crate::cli::{STOP, once, pipeline, print, print_error};
 
 /// Positions that are read together: compute buffers stay small, and Ctrl-C does not wait long.
 const N_BATCH: usize = 512;
@@ -64,6 +64,16 @@ impl<'m> Voice<'m> {
         let session = Session::new(text, model, settings, &STOP)?;
         let (n_ctx, n_limit) = (settings.n_ctx, n_limit(text, context));
         Ok(Voice { text, context, session, n_ctx, n_limit, quiet, was_cut: false })
+    }
+
+    /// Goes on from what was read in another process, if that can be.
+    pub fn resume(&mut self, snapshot: &Snapshot<'_>) {
+        once::resume(&mut self.session, snapshot, self.quiet);
+    }
+
+    /// What was read, as far as it is of this conversation's pictures.
+    pub fn snapshot(&mut self, conversation: &Conversation) -> Result<Snapshot<'static>> {
+        self.session.snapshot(&conversation.images())
     }
 
     /// Answers, streaming to stdout, and returns the answer. What was read before is not read again. Errors: the prompt

@@ -1,6 +1,5 @@
 //! Pictures on their way into a conversation.
 
-use std::path::absolute;
 use std::slice;
 
 use qvl::conversation::Shown;
@@ -10,7 +9,7 @@ use qvl::session::{Seen, TextFile};
 
 use crate::cli::args::ChatArgs;
 use crate::cli::pipeline;
-use crate::cli::see::Viewer;
+use crate::cli::see::{Viewer, again, lasting};
 
 /// What is needed to see.
 #[derive(Clone, Copy)]
@@ -31,6 +30,9 @@ impl Eyes<'_> {
         if sources.is_empty() {
             return Ok((Vec::new(), None));
         }
+        if sources.contains(&ImageSource::Stdin) {
+            return Err(Error::usage("stdin gives the conversation, so a picture cannot come from there"));
+        }
         let sources = sources.into_iter().map(lasting).collect::<Result<Vec<_>>>()?;
         if sources.len() > 1 {
             // Decoding twice costs little beside encoding, and holding all pixels would cost much.
@@ -50,32 +52,13 @@ impl Eyes<'_> {
         Ok((shown, last))
     }
 
-    /// Reads a picture again, to draw on it. Errors: it is no longer there, or has another size now (kind image).
+    /// Reads a picture again, to draw on it. Errors: as [`again`].
     pub fn again(&self, shown: &Shown) -> Result<Picture> {
-        let picture = self.load(&shown.source)?;
-        let size = (picture.width(), picture.height());
-        if size != shown.size {
-            let ((w, h), (width, height)) = (size, shown.size);
-            let change = format!("{w} x {h} pixels now, {width} x {height} when it was shown");
-            return Err(Error::image(change).of(&shown.source));
-        }
-        Ok(picture)
+        again(shown, &self.args.images)
     }
 
     fn load(&self, source: &ImageSource) -> Result<Picture> {
         let mut one = pipeline::load_pictures(slice::from_ref(source), &self.args.images)?;
         one.pop().ok_or_else(|| Error::image("no picture").of(source))
-    }
-}
-
-/// A source that means the same later, and in a file. Errors (kind usage): stdin, which gives the conversation.
-fn lasting(source: ImageSource) -> Result<ImageSource> {
-    match source {
-        ImageSource::Path(path) => {
-            let lasting = absolute(&path).map_err(|e| Error::image("no path").because(e).at(&path))?;
-            Ok(ImageSource::Path(lasting))
-        }
-        ImageSource::Stdin => Err(Error::usage("stdin gives the conversation, so a picture cannot come from there")),
-        other => Ok(other),
     }
 }

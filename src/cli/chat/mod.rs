@@ -14,7 +14,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use qvl::conversation::{Conversation, Undone};
+use qvl::conversation::{Conversation, SessionFile, Undone};
 use qvl::error::{Error, ErrorKind, Result};
 use qvl::grounding;
 use qvl::image::{self, Picture};
@@ -23,6 +23,7 @@ use qvl::text::ChatFormat;
 
 use super::args::{ChatArgs, GenerationArgs};
 use super::ask::SYSTEM;
+use super::keep::SessionPath;
 use super::{STOP, pipeline, print_error};
 use answer::{Question, Voice};
 use commands::Place;
@@ -37,11 +38,17 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
     if h.chat_format == ChatFormat::Raw {
         return Err(Error::usage("this is a base model, which has no chat format; use qvl ask --raw"));
     }
-    let system = args.generation.system.take().unwrap_or_else(|| SYSTEM.to_owned());
+    let system = args.generation.system.take();
+    let session = args.session.as_deref().map(|path| SessionPath::open(path, &text)).transpose()?;
+    let past = session.as_ref().map(|session| session.read(&text, system.as_deref(), SYSTEM)).transpose()?;
+    let (conversation, snapshot) = match past {
+        Some(past) => (past.conversation, Some(past.snapshot)),
+        None => (Conversation::new(system.unwrap_or_else(|| SYSTEM.to_owned())), None),
+    };
     let flags = args.generation.clone();
     let eyes = Eyes { args: &args, text: &text, quiet };
     let mut chat = Chat {
-        conversation: Conversation::new(system),
+        conversation,
         eyes,
         flags,
         pixels: None,
@@ -49,16 +56,30 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
         n_limit: answer::n_limit(&text, &args.context),
         input: input::Input::open()?,
     };
-    // What the first question needs if it is short.
-    let n_first =
-        |chat: &Chat<'_>| -> Result<usize> { Ok(chat.n_used()?.saturating_add(chat.n_predict()).saturating_add(64)) };
+    // What the first question needs if it is short. What was read may be longer than what is read now.
+    let n_past = snapshot.as_ref().map_or(0, |snapshot| snapshot.read.len());
+    let n_first = |chat: &Chat<'_>| -> Result<usize> {
+        Ok(chat.n_used()?.max(n_past).saturating_add(chat.n_predict()).saturating_add(64))
+    };
     // Flags are proven before the long work.
     answer::first_settings(&text, &args.context, n_first(&chat)?)?;
     chat.show(sources)?;
     let settings = answer::first_settings(&text, &args.context, n_first(&chat)?)?;
     let model = pipeline::load_model(&text, &args.context, quiet)?;
     let mut voice = Voice::new(&text, &model, &args.context, &settings, quiet)?;
-    chat.talk(&mut voice)
+    if let Some(snapshot) = &snapshot {
+        voice.resume(snapshot);
+        let (turns, pictures) = (chat.conversation.turns().len(), chat.conversation.pictures().len());
+        if turns > 0 {
+            chat.note(&format!("going on after {}, {}", counted(turns, "turn"), counted(pictures, "picture")));
+        }
+    }
+    let ended = chat.talk(&mut voice);
+    if let Some(session) = &session {
+        let snapshot = voice.snapshot(&chat.conversation)?;
+        session.write(&SessionFile { conversation: chat.conversation, snapshot }, &text)?;
+    }
+    ended
 }
 
 /// A conversation and everything that is not the text model.
