@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 /// The file must not be truncated while it is mapped: touching a page that is gone raises SIGBUS.
 pub struct MappedFile {
     map: memmap2::Mmap,
+    file: File,
     path: PathBuf,
     modified: Option<SystemTime>,
 }
@@ -41,7 +42,7 @@ impl MappedFile {
         // the usual contract of mapped model files and is documented on the type.
         let map = unsafe { memmap2::Mmap::map(&file) }
             .map_err(|e| Error::model("cannot map the file").because(e).at(path))?;
-        Ok(MappedFile { map, path: path.to_path_buf(), modified: metadata.modified().ok() })
+        Ok(MappedFile { map, file, path: path.to_path_buf(), modified: metadata.modified().ok() })
     }
 
     /// The path it was opened by.
@@ -58,6 +59,16 @@ impl MappedFile {
     pub fn will_need(&self) {
         #[cfg(unix)]
         let _ = self.map.advise(memmap2::Advice::WillNeed);
+    }
+
+    /// Unmaps the file and asks the system to forget its pages too, which another process that maps it prevents. A hint;
+    /// failure is ignored. Who wants the file again waits for the disk.
+    pub fn forget(self) {
+        let MappedFile { map, file, .. } = self;
+        drop(map);
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        drop(file);
     }
 }
 

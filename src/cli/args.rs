@@ -40,6 +40,8 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Show what a GGUF file holds
     Inspect(InspectArgs),
+    /// Show what a question will take of the memory, and whether it fits; nothing is loaded
+    Plan(PlanArgs),
     /// Check this build and this machine
     Doctor(DoctorArgs),
     /// Show or empty the cache of picture embeddings
@@ -237,6 +239,27 @@ pub struct InspectArgs {
 }
 
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    /// Pictures in the prompt
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub pictures: u16,
+    /// Tokens of text in the prompt
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub prompt_tokens: u32,
+    /// Tokens to generate at most (default: the model's)
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
+    pub predict: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 pub struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
@@ -359,12 +382,12 @@ pub struct ContextArgs {
     /// Threads (default: physical cores)
     #[arg(short, long, env = "QVL_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub threads: Option<u16>,
-    /// Type of cached keys [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
-    pub cache_type_k: String,
-    /// Type of cached values [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
-    pub cache_type_v: String,
+    /// Type of cached keys (default: f16) [-ctk]
+    #[arg(long, value_name = "TYPE", value_parser = kv_types())]
+    pub cache_type_k: Option<String>,
+    /// Type of cached values (default: f16) [-ctv]
+    #[arg(long, value_name = "TYPE", value_parser = kv_types())]
+    pub cache_type_v: Option<String>,
     /// Fused attention [-fa]; off computes it in f32
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub flash_attn: FlashMode,
@@ -377,6 +400,9 @@ pub struct ContextArgs {
     /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU
     #[arg(long, value_name = "MODE", default_value = "off")]
     pub repack: RepackMode,
+    /// Memory to take at most, like 4.5G (default: what is there); choices that keep the answer in it are made and told
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
     /// Read weights into memory instead of mapping them
     #[arg(long)]
     pub no_mmap: bool,
@@ -446,8 +472,8 @@ fn kv_types() -> PossibleValuesParser {
 }
 
 /// The type of a KV cache flag, which the parser has checked.
-pub fn kv_type(name: &str) -> GgmlType {
-    GgmlType::from_name(name).unwrap_or(GgmlType::F16)
+pub fn kv_type(name: Option<&String>) -> GgmlType {
+    name.and_then(|name| GgmlType::from_name(name)).unwrap_or(GgmlType::F16)
 }
 
 fn parallel(text: &str) -> Result<usize, String> {

@@ -15,6 +15,8 @@ mod manual;
 mod once;
 mod output;
 mod pipeline;
+mod plan;
+mod room;
 mod see;
 mod structure;
 mod tokenize;
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args, cli.quiet),
         Command::Tokenize(args) => tokenize::run_file(&args.model),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Cache(command) => cache::run(&command),
         Command::Completions(args) => manual::completions(args.shell),

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::answers::{ms, sampling};
 use super::args::{CacheArgs, ContextArgs, GenerationArgs, ImageArgs, ModelArgs};
-use super::see::Viewer;
-use super::{STOP, pipeline, print_error};
+use super::see::{TextMemory, Viewer};
+use super::{STOP, pipeline, print_error, room};
 
 /// The flags that it depends on.
 pub struct Query<'a> {
@@ -92,8 +92,8 @@ pub fn answer(
     let n_prompt = prompt.n_positions(h.n_queries);
     // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
     let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
-    let mut settings = pipeline::session_settings(h, query.context, n_prompt.max(n_past), stops.n_predict)?;
-    settings.n_batch = n_prompt;
+    let sizes = (n_prompt.max(n_past), stops.n_predict);
+    let settings = pipeline::session_settings(text, query.context, sizes, n_prompt)?;
     if n_prompt > settings.n_ctx {
         return Err(too_long(n_prompt, settings.n_ctx));
     }
@@ -102,8 +102,9 @@ pub fn answer(
     let mut load = query.start.elapsed();
 
     let encode_start = Instant::now();
+    let later = TextMemory::Later(room::text_phase(text, query.context, &settings).bytes());
     // The mmproj is unmapped before this ends, and the text weights are touched only later.
-    let sight = Viewer::new(query.model, query.context, query.cache, query.quiet).see(text, &pictures)?;
+    let sight = Viewer::new(query.model, query.context, query.cache, later, query.quiet).see(text, &pictures)?;
     let seen: Vec<_> = sight.embeddings.into_iter().map(Seen::new).collect();
     let images: Vec<Arc<Seen>> = [query.past.map_or(&[][..], |past| past.images), &seen].concat();
     let encode = if pictures.is_empty() { Duration::ZERO } else { encode_start.elapsed() };

@@ -11,7 +11,6 @@ use qvl::ggml::Backend;
 use qvl::gguf::Gguf;
 use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
-use qvl::memory::{available_bytes, human_bytes};
 use qvl::mmap::MappedFile;
 use qvl::names::general;
 use qvl::session::{SessionSettings, TextFile};
@@ -19,7 +18,7 @@ use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
 
 use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, RepackMode, kv_type};
-use super::{STOP, doctor, print_error};
+use super::{STOP, doctor, print_error, room};
 
 /// Opens the text file, and warns if this build is slower than the machine.
 pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
@@ -79,6 +78,21 @@ impl Mmproj {
             )));
         }
         Ok(())
+    }
+
+    /// Its size in bytes; mapped weights take as much.
+    pub fn n_bytes(&self) -> u64 {
+        self.file.len() as u64
+    }
+
+    /// Gives its pages back, where memory is short.
+    pub fn forget(self) {
+        self.file.forget();
+    }
+
+    /// Bytes of the compute buffer for a picture.
+    pub fn compute_bytes(&self, args: &ContextArgs) -> Result<u64> {
+        self.model()?.compute_bytes(&Backend::cpu(1, &STOP)?, attention(args))
     }
 
     /// Its dimensions.
@@ -205,15 +219,26 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, quiet: bool) -> Result<Mo
     text.load(ModelParams { load, n_gpu_layers, repack: args.repack == RepackMode::On })
 }
 
-/// Settings of a session for a prompt of `n_prompt` positions and `n_predict` more, after a look at the memory that
-/// the KV cache needs (kind memory when there is not enough).
+/// Settings of a session for a prompt of `n_prompt` positions, read `n_batch` at a time, and `n_predict` more, after a look at
+/// the memory that it will take. Errors: flags that do not go together, kind memory when there is not enough.
 pub fn session_settings(
-    h: &TextHparams,
+    text: &TextFile,
     args: &ContextArgs,
-    n_prompt: usize,
-    n_predict: usize,
+    (n_prompt, n_predict): (usize, usize),
+    n_batch: usize,
 ) -> Result<SessionSettings> {
-    let (type_k, type_v) = (kv_type(&args.cache_type_k), kv_type(&args.cache_type_v));
+    room::fit(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)
+}
+
+/// The same without that look.
+pub fn wanted_settings(
+    text: &TextFile,
+    args: &ContextArgs,
+    (n_prompt, n_predict): (usize, usize),
+    n_batch: usize,
+) -> Result<SessionSettings> {
+    let h = text.hparams();
+    let (type_k, type_v) = (kv_type(args.cache_type_k.as_ref()), kv_type(args.cache_type_v.as_ref()));
     let flash = match args.flash_attn {
         FlashMode::Off => FlashAttention::Off,
         FlashMode::On | FlashMode::Auto => FlashAttention::On,
@@ -230,25 +255,8 @@ pub fn session_settings(
         Some(n) => n as usize,
         None => h.context_length.min(n_prompt.saturating_add(n_predict)).max(1),
     };
-    let settings =
-        SessionSettings { n_ctx, n_batch: n_prompt, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 };
-    check_kv(h, &settings)?;
+    let settings = SessionSettings { n_ctx, n_batch, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 };
     Ok(settings)
-}
-
-/// Errors (kind memory): the KV cache would not fit.
-pub fn check_kv(h: &TextHparams, settings: &SessionSettings) -> Result<()> {
-    let n_ctx = settings.n_ctx;
-    let row_bytes = |ty: qvl::quant::GgmlType| ty.row_bytes(h.n_embd as u64).unwrap_or(0);
-    let kv_bytes = (n_ctx * h.n_layer) as u64 * (row_bytes(settings.type_k) + row_bytes(settings.type_v));
-    if let Some(available) = available_bytes().filter(|available| kv_bytes > *available) {
-        return Err(Error::memory(format!(
-            "the KV cache of {n_ctx} tokens needs {}, {} are available; use a smaller -c, or -ctk q8_0 -ctv q8_0",
-            human_bytes(kv_bytes),
-            human_bytes(available)
-        )));
-    }
-    Ok(())
 }
 
 /// Threads to compute with: as told, else the physical cores that this process may use.

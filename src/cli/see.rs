@@ -13,7 +13,7 @@ use qvl::vision::ImageEmbedding;
 
 use super::args::{CacheArgs, ContextArgs, ImageArgs, ModelArgs};
 use super::pipeline::{self, Mmproj, attention};
-use super::print_error;
+use super::{print_error, room};
 
 /// Sees pictures. One that lives as long as its command has the latest ones in memory.
 pub struct Viewer<'a> {
@@ -22,6 +22,16 @@ pub struct Viewer<'a> {
     limit_bytes: u64,
     cache: Option<Cache>,
     quiet: bool,
+    text: TextMemory,
+}
+
+/// What the text model takes of the memory, in bytes, and when.
+#[derive(Clone, Copy)]
+pub enum TextMemory {
+    /// Now: it is beside whatever is seen.
+    Now(u64),
+    /// Later: what is given back meanwhile serves it.
+    Later(u64),
 }
 
 /// What was seen.
@@ -34,14 +44,20 @@ pub struct Sight {
 
 impl<'a> Viewer<'a> {
     /// Looks nowhere yet.
-    pub fn new(model: &'a ModelArgs, context: &'a ContextArgs, cache: &CacheArgs, quiet: bool) -> Self {
+    pub fn new(
+        model: &'a ModelArgs,
+        context: &'a ContextArgs,
+        cache: &CacheArgs,
+        text: TextMemory,
+        quiet: bool,
+    ) -> Self {
         let limit_bytes = if cache.no_cache { 0 } else { cache.limit.cache_size };
-        Viewer { model, context, limit_bytes, cache: None, quiet }
+        Viewer { model, context, limit_bytes, cache: None, quiet, text }
     }
 
     /// Sees them. Only the header of the mmproj is read, which proves that it belongs to the text model, unless one of the
-    /// pictures is new; the mmproj is unmapped afterwards. A picture that is there twice is encoded once. A cache that does
-    /// not work is a warning.
+    /// pictures is new; the mmproj is unmapped afterwards, and its pages are given back where memory is short. A picture that
+    /// is there twice is encoded once. A cache that does not work is a warning.
     ///
     /// With a cache that is on, working or not, embeddings are rounded to f16; else they are what the tower gave.
     pub fn see(&mut self, text: &TextFile, pictures: &[Picture]) -> Result<Sight> {
@@ -69,7 +85,9 @@ impl<'a> Viewer<'a> {
         }
         let n_cached = if self.cache.is_some() { pictures.len() - new.len() } else { 0 };
         let (new_keys, new): (Vec<_>, Vec<_>) = new.into_iter().unzip();
-        if !new.is_empty() {
+        let is_new = !new.is_empty();
+        if is_new {
+            room::check_vision(&mmproj, self.context, self.text)?;
             let (mut new_keys, mut failure) = (new_keys.into_iter(), None);
             let encoded = mmproj.encode(&new, self.context, self.quiet, |fresh| {
                 let Some(key) = new_keys.next() else { return };
@@ -85,6 +103,12 @@ impl<'a> Viewer<'a> {
             });
             failure.into_iter().for_each(|failure| self.warn(&failure));
             encoded?;
+        }
+        // Two files that fit one after the other: the first makes room itself, before the second is read.
+        let (TextMemory::Now(text_bytes) | TextMemory::Later(text_bytes)) = self.text;
+        let together = mmproj.n_bytes().saturating_add(text_bytes);
+        if is_new && room::limit_bytes(self.context).is_some_and(|limit| together > limit) {
+            mmproj.forget();
         }
         let of = |key: &Key| known.get(key).cloned().flatten().ok_or_else(|| Error::other("a picture was not encoded"));
         Ok(Sight { embeddings: keys.iter().map(of).collect::<Result<_>>()?, n_cached })

@@ -17,7 +17,8 @@ use tempfile::NamedTempFile;
 use super::args::TraceArgs;
 use super::ask::build_prompt;
 use super::pipeline::{self, Mmproj, TracedImage};
-use super::{STOP, output, read_text};
+use super::see::TextMemory;
+use super::{STOP, output, read_text, room};
 
 /// Most logit rows that are held in memory at once.
 const N_ROWS_AT_ONCE: usize = 256;
@@ -40,18 +41,22 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
         return Err(Error::usage(format!("the prompt shows {n_spans} pictures, {n_sources} were given with -i")));
     }
     let n_prompt = prompt.n_positions(h.n_queries);
-    let mut settings = pipeline::session_settings(h, &args.context, n_prompt, args.predict)?;
+    let mut settings =
+        pipeline::session_settings(&text, &args.context, (n_prompt, args.predict), n_prompt.clamp(1, N_ROWS_AT_ONCE))?;
     let n_wanted = n_prompt.saturating_add(args.predict);
     if n_wanted > settings.n_ctx {
         return Err(too_long(n_wanted, settings.n_ctx));
     }
     let pictures = pipeline::load_pictures(&sources, &args.images)?;
     output::check(&args.output)?;
-    settings.n_outputs = n_prompt.clamp(1, N_ROWS_AT_ONCE);
-    settings.n_batch = settings.n_outputs;
+    settings.n_outputs = settings.n_batch;
     let images = match pictures.is_empty() {
         true => Vec::new(),
-        false => Mmproj::open(&args.model, &text)?.trace_all(&pictures, &args.context, quiet)?,
+        false => {
+            let mmproj = Mmproj::open(&args.model, &text)?;
+            room::check_vision(&mmproj, &args.context, TextMemory::Later(0))?;
+            mmproj.trace_all(&pictures, &args.context, quiet)?
+        }
     };
 
     let mut file = TensorFile::create(&args.output)?;

@@ -31,6 +31,22 @@ impl<'a> Backend<'a> {
         Ok(Backend { ptr, stop: PhantomData })
     }
 
+    /// Bytes that [`allocate`](Self::allocate) would take. Allocates nothing of that size.
+    pub fn measure(&self, graph: &Graph<'_>) -> usize {
+        // SAFETY: backend and graph are valid; null buffer ids mean the one buffer there is, whose size is written to `n`.
+        unsafe {
+            let buft = sys::ggml_backend_get_default_buffer_type(self.ptr.as_ptr());
+            let allocator = sys::ggml_gallocr_new(buft);
+            let mut n = 0;
+            if !allocator.is_null() {
+                let none = std::ptr::null();
+                sys::ggml_gallocr_reserve_n_size(allocator, graph.ptr.as_ptr(), none, none, &raw mut n);
+                sys::ggml_gallocr_free(allocator);
+            }
+            n
+        }
+    }
+
     /// Allocates what `graph` needs between its inputs and outputs. Errors (kind memory): it does not fit.
     pub fn allocate<'c>(&self, graph: Graph<'c>) -> Result<Allocated<'_, 'c>> {
         // SAFETY: backend and graph are valid; a null or failed allocation is handled.
@@ -73,12 +89,6 @@ pub struct Allocated<'b, 'c> {
 }
 
 impl Allocated<'_, '_> {
-    /// Bytes of the compute buffer.
-    pub fn buffer_bytes(&self) -> usize {
-        // SAFETY: the allocator is valid and has one buffer.
-        unsafe { sys::ggml_gallocr_get_buffer_size(self.allocator.as_ptr(), 0) }
-    }
-
     /// Fills an input of this graph.
     pub fn set(&mut self, input: Tensor<'_>, values: &[f32]) {
         assert_eq!(input.dims().iter().product::<usize>(), values.len(), "values of the input");

@@ -53,6 +53,33 @@ pub struct SessionSettings {
 }
 
 impl SessionSettings {
+    /// What the KV cache takes, in bytes. llama.cpp rounds the positions up to a multiple of 256.
+    pub fn kv_bytes(&self, h: &TextHparams) -> u64 {
+        let row_bytes = |ty: GgmlType| ty.row_bytes(h.n_embd as u64).unwrap_or(0);
+        let n_cells = (self.n_ctx as u64).next_multiple_of(256) * h.n_layer as u64;
+        n_cells * (row_bytes(self.type_k) + row_bytes(self.type_v))
+    }
+
+    /// What llama.cpp's graph takes beside weights and cache, in bytes: what is alive at once in a feed-forward block, or in
+    /// attention where that computes all scores, and the buffers of its matrix products. Measured on llama.cpp's own report
+    /// (a test compares).
+    pub fn compute_bytes(&self, h: &TextHparams) -> u64 {
+        let n_ctx = self.n_ctx.next_multiple_of(256);
+        let (n_rows, width) = (self.params(1).n_ubatch, h.n_embd);
+        let n_ff = h.n_ff;
+        let bytes_a_row = match self.flash {
+            FlashAttention::On => 4 * (5 * width + 3 * n_ff) + 2 * n_ctx,
+            FlashAttention::Off => {
+                let scores = 4 * (7 * width + (h.n_head + 1) * n_ctx);
+                scores.max(4 * (5 * width + 3 * n_ff) + 4 * n_ctx)
+            }
+        };
+        let logits = 2 * 4 * h.n_vocab * self.params(1).n_outputs;
+        // Rows as matrix products read them: a byte and a bit for each value of the widest.
+        let products = n_rows * n_ff.max(width) * 9 / 8;
+        (n_rows * bytes_a_row + logits + products) as u64
+    }
+
     /// What llama.cpp is asked for, for `n_seqs` sequences.
     fn params(&self, n_seqs: usize) -> ContextParams {
         let n_batch = self.n_batch.clamp(1, self.n_ctx);

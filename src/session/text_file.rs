@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::{Model, ModelParams};
 use crate::mmap::MappedFile;
-use crate::names::vocab;
+use crate::names::{text_tensor, vocab};
+use crate::quant::GgmlType;
 use crate::text::{self, TextHparams};
 use crate::tokenizer::Tokenizer;
 
@@ -20,6 +21,15 @@ pub struct TextFile {
     path: PathBuf,
     hparams: TextHparams,
     tokenizer: Tokenizer,
+    n_bytes: u64,
+    repack_bytes: u64,
+}
+
+/// Whether ggml's CPU backend has another layout for it (`ggml_repack_get_optimal_repack_type` on x86 and Arm).
+fn is_repacked(tensor: &TensorInfo) -> bool {
+    let is_of_a_layer = tensor.dims.len() == 2 && tensor.name != text_tensor::TOKEN_EMBD;
+    let types = [GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::IQ4_NL];
+    is_of_a_layer && tensor.dims[1].is_multiple_of(8) && types.contains(&tensor.ty)
 }
 
 impl TextFile {
@@ -33,7 +43,8 @@ impl TextFile {
             text::check(&gguf, &hparams)?;
             let tokens = gguf.strings(vocab::TOKENS)?.to_vec();
             let tokenizer = Tokenizer::new(tokens, gguf.i32s(vocab::TOKEN_TYPE)?, hparams.n_queries)?;
-            Ok(TextFile { path: path.to_owned(), hparams, tokenizer })
+            let repack_bytes = gguf.tensors().iter().filter(|t| is_repacked(t)).map(|t| t.n_bytes).sum();
+            Ok(TextFile { path: path.to_owned(), hparams, tokenizer, n_bytes: file.len() as u64, repack_bytes })
         };
         read().map_err(|e| e.at(path))
     }
@@ -41,6 +52,16 @@ impl TextFile {
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its size in bytes; mapped weights take as much.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+
+    /// What ggml's repacked copies of weights take, where they are asked for, in bytes.
+    pub fn repack_bytes(&self) -> u64 {
+        self.repack_bytes
     }
 
     /// Its dimensions and defaults.

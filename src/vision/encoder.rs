@@ -4,7 +4,6 @@ use crate::error::{Error, Result};
 use crate::ggml::{Backend, Context, Tensor};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::image::PixelValues;
-use crate::memory::{available_bytes, human_bytes};
 
 use super::weights::Weights;
 use super::{VisionHparams, resampler, vit};
@@ -34,6 +33,16 @@ pub struct ImageEmbedding {
 pub struct Taps {
     /// (name, rows, columns, values): `ln_pre`, `block.0`, the last block, `resampler`.
     pub tensors: Vec<(String, usize, usize, Vec<f32>)>,
+}
+
+/// What of the graph is looked at.
+struct Nodes<'c> {
+    /// The input.
+    patches: Tensor<'c>,
+    /// Values for `trace`.
+    named: Vec<(String, Tensor<'c>)>,
+    /// The embedding.
+    output: Tensor<'c>,
 }
 
 /// A vision tower over a mapped mmproj: proven header entries, no weight copied.
@@ -80,6 +89,38 @@ impl<'d> VisionModel<'d> {
         Ok((embedding, taps))
     }
 
+    /// Bytes of the compute buffer that [`encode`](Self::encode) allocates. Touches no weight.
+    pub fn compute_bytes(&self, backend: &Backend<'_>, kind: Attention) -> Result<u64> {
+        let c = self.context()?;
+        let nodes = self.build(&c, kind)?;
+        Ok(backend.measure(&c.graph(&[nodes.output])) as u64)
+    }
+
+    /// Memory for the graph's description.
+    fn context(&self) -> Result<Context<'d>> {
+        // A layer has 12 weights and takes fewer than 40 operations.
+        Context::new(64 * (self.hparams.n_layer + 2))
+    }
+
+    /// The graph, weights bound to the file.
+    fn build<'c>(&self, c: &'c Context<'d>, kind: Attention) -> Result<Nodes<'c>> {
+        let h = &self.hparams;
+        let w = self.weights.bind(c, self.file)?;
+        let patches = c.input(&[3 * h.patch_size * h.patch_size, h.n_patches]);
+        let mut x = vit::embed(c, h, &w, patches);
+        let mut named: Vec<(String, Tensor<'c>)> = vec![("ln_pre".into(), x)];
+        for (il, layer) in w.layers.iter().enumerate() {
+            x = vit::layer(c, h, layer, x, kind);
+            if il == 0 || il + 1 == h.n_layer {
+                named.push((format!("block.{il}"), x));
+            }
+        }
+        let x = resampler::cross_attention(c, h, &w, x, kind);
+        named.push(("resampler".into(), x));
+        let output = resampler::project(c, h, &w, x);
+        Ok(Nodes { patches, named, output })
+    }
+
     fn run(
         &self,
         backend: &Backend<'_>,
@@ -88,32 +129,13 @@ impl<'d> VisionModel<'d> {
         taps: Option<&mut Taps>,
     ) -> Result<ImageEmbedding> {
         let h = &self.hparams;
-        // A layer has 12 weights and takes fewer than 40 operations.
-        let c = Context::new(64 * (h.n_layer + 2))?;
-        let w = self.weights.bind(&c, self.file)?;
-        let patches = c.input(&[3 * h.patch_size * h.patch_size, h.n_patches]);
-        let mut x = vit::embed(&c, h, &w, patches);
-        let mut named: Vec<(String, Tensor<'_>)> = vec![("ln_pre".into(), x)];
-        for (il, layer) in w.layers.iter().enumerate() {
-            x = vit::layer(&c, h, layer, x, kind);
-            if il == 0 || il + 1 == h.n_layer {
-                named.push((format!("block.{il}"), x));
-            }
-        }
-        let x = resampler::cross_attention(&c, h, &w, x, kind);
-        named.push(("resampler".into(), x));
-        let output = resampler::project(&c, h, &w, x);
-
+        let c = self.context()?;
+        let Nodes { patches, named, output } = self.build(&c, kind)?;
         let mut outputs = vec![output];
         if taps.is_some() {
             outputs.extend(named.iter().map(|(_, t)| *t));
         }
         let mut graph = backend.allocate(c.graph(&outputs))?;
-        let n_bytes = graph.buffer_bytes() as u64;
-        if let Some(available) = available_bytes().filter(|available| n_bytes > *available) {
-            let [needed, available] = [n_bytes, available].map(human_bytes);
-            return Err(Error::memory(format!("a picture needs {needed} to be computed, {available} are available")));
-        }
         graph.set(patches, &to_patches(pixels, h.patch_size));
         graph.compute()?;
         if let Some(taps) = taps {

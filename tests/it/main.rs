@@ -55,6 +55,9 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// `qvl plan`, and what is done about memory before anything is loaded.
+mod memory;
+
 /// `--session FILE`: a conversation that goes on in another process.
 mod kept;
 

@@ -18,8 +18,8 @@ use super::super::answers::{finish_reason, ms, regions, sampling, stops};
 use super::super::args::{BatchArgs, GenerationArgs, ImageArgs};
 use super::super::ask::build_prompt;
 use super::super::pipeline;
-use super::super::see::Viewer;
-use super::super::{STOP, structure};
+use super::super::see::{TextMemory, Viewer};
+use super::super::{STOP, room, structure};
 use super::input::{Item, Items};
 use super::{Report, go_on};
 
@@ -76,7 +76,7 @@ impl<'a> Worker<'a> {
         let stop_ids = stops(text, &args.generation, 0, false).stop_ids;
         let grammar = structure::grammar(&args.structure)?;
         let matcher = grammar.map(|g| structure::matcher(g, text.tokenizer(), &stop_ids)).transpose()?;
-        let viewer = Viewer::new(&args.model, &args.context, &args.cache, quiet);
+        let viewer = Viewer::new(&args.model, &args.context, &args.cache, TextMemory::Now(text.n_bytes()), quiet);
         Ok(Worker { args, text, raw, orient, matcher, viewer })
     }
 
@@ -163,21 +163,19 @@ impl<'a> Worker<'a> {
     where
         'a: 'm,
     {
-        let h = self.text.hparams();
         let n_slots = self.args.parallel.min(waiting.len().max(1));
         let longest = waiting.iter().max_by_key(|ready| ready.n_prompt + ready.n_predict);
         let (n_prompt, n_predict) = longest.map_or((1, 1), |ready| (ready.n_prompt, ready.n_predict));
         let usual = waiting.iter().map(|ready| ready.n_prompt + ready.n_predict.min(USUAL_ANSWER)).max().unwrap_or(1);
-        let one = pipeline::session_settings(h, &self.args.context, n_prompt, n_predict)?;
+        let one = pipeline::session_settings(self.text, &self.args.context, (n_prompt, n_predict), N_BATCH)?;
         let mut settings = one;
         if self.args.context.ctx_size.is_none() {
             settings.n_ctx = one.n_ctx.max(usual.saturating_mul(n_slots));
             // Fewer answers at a time where there is not the memory for all.
-            while settings.n_ctx > one.n_ctx && pipeline::check_kv(h, &settings).is_err() {
+            while settings.n_ctx > one.n_ctx && !room::fits(self.text, &self.args.context, &settings) {
                 settings.n_ctx = one.n_ctx.max(settings.n_ctx / 2);
             }
         }
-        settings.n_batch = N_BATCH;
         Sequences::new(self.text, model, &settings, n_slots, &STOP)
     }
 

@@ -48,8 +48,7 @@ pub fn n_limit(text: &TextFile, context: &ContextArgs) -> usize {
 /// Settings for a first context in which `n_positions` fit. Errors: flags that do not go together, kind memory.
 pub fn first_settings(text: &TextFile, context: &ContextArgs, n_positions: usize) -> Result<SessionSettings> {
     let n_ctx = n_positions.min(n_limit(text, context)).next_multiple_of(N_CTX_STEP);
-    let settings = pipeline::session_settings(text.hparams(), context, n_ctx, 0)?;
-    Ok(SessionSettings { n_batch: N_BATCH, ..settings })
+    pipeline::session_settings(text, context, (n_ctx, 0), N_BATCH)
 }
 
 impl<'m> Voice<'m> {
@@ -140,7 +139,7 @@ impl<'m> Voice<'m> {
         while n_ctx < wanted {
             n_ctx = n_ctx.saturating_mul(2).min(self.n_limit);
         }
-        let checked = pipeline::session_settings(self.text.hparams(), self.context, n_ctx, 0);
+        let checked = pipeline::session_settings(self.text, self.context, (n_ctx, 0), N_BATCH);
         match checked.and_then(|_| self.session.grow(n_ctx)) {
             Ok(()) => {
                 self.n_ctx = n_ctx;

@@ -9,7 +9,7 @@ use qvl::session::{Seen, TextFile};
 
 use crate::cli::args::ChatArgs;
 use crate::cli::pipeline;
-use crate::cli::see::{Viewer, again, lasting};
+use crate::cli::see::{TextMemory, Viewer, again, lasting};
 
 /// What is needed to see.
 #[derive(Clone, Copy)]
@@ -20,6 +20,8 @@ pub struct Eyes<'a> {
     pub text: &'a TextFile,
     /// No spinner.
     pub quiet: bool,
+    /// What the text model takes, and when.
+    pub memory: TextMemory,
 }
 
 impl Eyes<'_> {
@@ -40,7 +42,7 @@ impl Eyes<'_> {
             sources.iter().filter(is_near).try_for_each(|source| self.load(source).map(drop))?;
         }
         let args = self.args;
-        let mut viewer = Viewer::new(&args.model, &args.context, &args.cache, self.quiet);
+        let mut viewer = Viewer::new(&args.model, &args.context, &args.cache, self.memory, self.quiet);
         let (mut shown, mut last) = (Vec::new(), None);
         for source in sources {
             let picture = self.load(&source)?;

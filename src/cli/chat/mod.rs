@@ -24,7 +24,8 @@ use qvl::text::ChatFormat;
 use super::args::{ChatArgs, GenerationArgs};
 use super::ask::SYSTEM;
 use super::keep::SessionPath;
-use super::{STOP, pipeline, print_error};
+use super::see::TextMemory;
+use super::{STOP, pipeline, print_error, room};
 use answer::{Question, Voice};
 use commands::Place;
 use eyes::Eyes;
@@ -46,7 +47,7 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
         None => (Conversation::new(system.unwrap_or_else(|| SYSTEM.to_owned())), None),
     };
     let flags = args.generation.clone();
-    let eyes = Eyes { args: &args, text: &text, quiet };
+    let eyes = Eyes { args: &args, text: &text, quiet, memory: TextMemory::Later(text.n_bytes()) };
     let mut chat = Chat {
         conversation,
         eyes,
@@ -62,10 +63,13 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
         Ok(chat.n_used()?.max(n_past).saturating_add(chat.n_predict()).saturating_add(64))
     };
     // Flags are proven before the long work.
-    answer::first_settings(&text, &args.context, n_first(&chat)?)?;
+    let first = answer::first_settings(&text, &args.context, n_first(&chat)?)?;
+    let text_bytes = room::text_phase(&text, &args.context, &first).bytes();
+    chat.eyes.memory = TextMemory::Later(text_bytes);
     chat.show(sources)?;
     let settings = answer::first_settings(&text, &args.context, n_first(&chat)?)?;
     let model = pipeline::load_model(&text, &args.context, quiet)?;
+    chat.eyes.memory = TextMemory::Now(text.n_bytes());
     let mut voice = Voice::new(&text, &model, &args.context, &settings, quiet)?;
     if let Some(snapshot) = &snapshot {
         voice.resume(snapshot);

@@ -1,0 +1,127 @@
+//! Whether it will fit, before it is loaded.
+
+use qvl::error::{Error, Result};
+use qvl::llama::FlashAttention;
+use qvl::memory::{Kind, Phase, available_bytes, human_bytes, own_bytes};
+use qvl::quant::GgmlType;
+use qvl::session::{SessionSettings, TextFile};
+
+use super::args::{ContextArgs, RepackMode};
+use super::pipeline::Mmproj;
+use super::see::TextMemory;
+
+/// What the program takes later and has not yet when it plans: code that no one has run, threads, llama.cpp's structures.
+/// Measured with the models of this repository on Linux (a test compares).
+const LATER_BYTES: u64 = 7 << 20;
+/// What llama.cpp's vocabulary takes beside ours, in bytes a token.
+const VOCABULARY_BYTES: u64 = 300;
+/// Positions read together where memory is short: the compute buffer is small then, and reading a prompt hardly slower.
+const SMALL_BATCH: usize = 128;
+
+/// What is in memory while text is read and written. The program's own part is what it has now.
+pub fn text_phase(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Phase {
+    let h = text.hparams();
+    let program = own_bytes().unwrap_or(0) + LATER_BYTES + VOCABULARY_BYTES * h.n_vocab as u64;
+    let kind = if args.no_mmap { Kind::Private } else { Kind::Mapped };
+    let phase = Phase::new("text").with("weights", text.n_bytes(), kind);
+    let phase = match args.repack {
+        RepackMode::On => phase.with("repacked copies", text.repack_bytes(), Kind::Private),
+        RepackMode::Off => phase,
+    };
+    let phase = phase.with("KV cache", settings.kv_bytes(h), Kind::Private);
+    let phase = phase.with("compute buffers", settings.compute_bytes(h), Kind::Private);
+    phase.with("program", program, Kind::Private)
+}
+
+/// What is in memory while a picture is looked at.
+pub fn vision_phase(mmproj: &Mmproj, args: &ContextArgs) -> Result<Phase> {
+    let phase = Phase::new("vision").with("weights", mmproj.n_bytes(), Kind::Mapped);
+    let phase = phase.with("compute buffers", mmproj.compute_bytes(args)?, Kind::Private);
+    Ok(phase.with("program", own_bytes().unwrap_or(0) + LATER_BYTES, Kind::Private))
+}
+
+/// Errors (kind memory): looking at a picture would not fit, with the text model in memory or without.
+pub fn check_vision(mmproj: &Mmproj, args: &ContextArgs, text: TextMemory) -> Result<()> {
+    let phase = vision_phase(mmproj, args)?;
+    let phase = match text {
+        TextMemory::Now(bytes) => phase.with("text model", bytes, Kind::Mapped),
+        TextMemory::Later(_) => phase,
+    };
+    match limit_bytes(args) {
+        Some(limit) if phase.bytes() > limit => {
+            let (needed, limit) = (human_bytes(phase.bytes()), human_bytes(limit));
+            let message = format!(
+                "looking at a picture needs {needed} ({}), {limit} are there; use an mmproj in fewer bits",
+                phase.summary()
+            );
+            Err(Error::memory(message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that this process may have: as told, else what it has and what is left. `None` where the system does not tell.
+pub fn limit_bytes(args: &ContextArgs) -> Option<u64> {
+    let machine = available_bytes().map(|left| left.saturating_add(own_bytes().unwrap_or(0)));
+    [args.max_memory, machine].into_iter().flatten().min()
+}
+
+/// Whether it fits.
+pub fn fits(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> bool {
+    limit_bytes(args).is_none_or(|limit| text_phase(text, args, settings).bytes() <= limit)
+}
+
+/// Settings that fit: these, or with `--max-memory` others that give the same context. Errors (kind memory): what is missing,
+/// and which flags would do.
+pub fn fit(text: &TextFile, args: &ContextArgs, settings: SessionSettings) -> Result<SessionSettings> {
+    if fits(text, args, &settings) {
+        return Ok(settings);
+    }
+    let small = SessionSettings { n_batch: settings.n_batch.min(SMALL_BATCH), ..settings };
+    if args.max_memory.is_some() {
+        let may_change = args.cache_type_k.is_none() && args.cache_type_v.is_none();
+        let choices = [Some(small), may_change.then(|| quantised(&small)).flatten()];
+        if let Some(chosen) = choices.into_iter().flatten().find(|settings| fits(text, args, settings)) {
+            return Ok(chosen);
+        }
+    }
+    let phase = text_phase(text, args, &settings);
+    let mut message = format!("this needs {} ({})", human_bytes(phase.bytes()), phase.summary());
+    if let Some(limit) = limit_bytes(args) {
+        message += &format!(
+            "; {} {}",
+            human_bytes(limit),
+            if args.max_memory == Some(limit) { "are allowed" } else { "are there" }
+        );
+    }
+    message += &match hints(text, args, &settings) {
+        hints if hints.is_empty() => "; use a model in fewer bits".to_owned(),
+        hints => format!("; use {}", hints.join(", or ")),
+    };
+    Err(Error::memory(message))
+}
+
+/// Flags that would do, the mildest first.
+fn hints(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Vec<String> {
+    let mut hints = Vec::new();
+    if args.repack == RepackMode::On {
+        let copies = text_phase(text, args, settings).bytes_of("repacked copies");
+        if limit_bytes(args).is_some_and(|limit| text_phase(text, args, settings).bytes() - copies <= limit) {
+            hints.push("--repack off".to_owned());
+        }
+    }
+    if quantised(settings).is_some_and(|settings| fits(text, args, &settings)) {
+        hints.push("-ctk q8_0 -ctv q8_0".to_owned());
+    }
+    let shorter = |n_ctx: usize| SessionSettings { n_ctx, n_batch: settings.n_batch.min(n_ctx), ..*settings };
+    let n_ctx = (1..).map(|k| settings.n_ctx >> k).take_while(|n| *n >= 256).find(|n| fits(text, args, &shorter(*n)));
+    hints.extend(n_ctx.map(|n| format!("-c {n} (with a prompt that is short enough)")));
+    hints
+}
+
+/// With a cache of 8 bits, where that is smaller and can be.
+fn quantised(settings: &SessionSettings) -> Option<SessionSettings> {
+    let is_wider = |ty: GgmlType| !ty.is_quantised();
+    let can_be = settings.flash == FlashAttention::On && is_wider(settings.type_k) && is_wider(settings.type_v);
+    can_be.then_some(SessionSettings { type_k: GgmlType::Q8_0, type_v: GgmlType::Q8_0, ..*settings })
+}

@@ -1,0 +1,98 @@
+//! `qvl plan`, and what is done about memory before anything is loaded.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::models::{Model, random, tiny};
+use crate::programs::{qvl, repository, run};
+
+fn command(name: &str, model: &Model, flags: &[&str]) -> Command {
+    let mut command = qvl();
+    command.arg(name).arg("-m").arg(&model.text).args(flags);
+    command
+}
+
+fn plan(model: &Model, flags: &[&str]) -> Value {
+    run(command("plan", model, flags).arg("--json")).json()
+}
+
+fn ask(model: &Model, flags: &[&str]) -> Command {
+    let mut command = command("ask", model, flags);
+    let picture = repository("models/qvl-tiny/demo/shapes.png");
+    command.args(["--json", "--no-cache", "--temp", "0", "-n", "40", "-i"]).arg(picture).arg("What does the word say?");
+    command
+}
+
+fn bytes_of(plan: &Value, phase: usize, name: &str) -> u64 {
+    let items = plan["phases"][phase]["items"].as_array().unwrap();
+    items.iter().find(|item| item["name"] == name).and_then(|item| item["bytes"].as_u64()).unwrap()
+}
+
+/// Within a twentieth, whole process, whatever takes most. Where nothing is fused the plan is what may be taken: scores of a
+/// context that is never filled are not.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_plan_is_what_is_measured() {
+    let model = tiny("q4_k_m", "q8_0");
+    for flags in [&[][..], &["-c", "2048"], &["-c", "8192"], &["-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0"]] {
+        let planned = plan(&model, &[flags, &["-n", "40", "--prompt-tokens", "30"]].concat());
+        let planned = planned["peak_bytes"].as_u64().unwrap() as f64;
+        let measured = run(&mut ask(&model, flags)).json()["memory"]["peak_rss_bytes"].as_u64().unwrap() as f64;
+        assert!((planned / measured - 1.0).abs() <= 0.05, "{flags:?}: planned {planned}, measured {measured}");
+    }
+}
+
+/// llama.cpp's own report of its buffers.
+#[test]
+fn buffers_are_those_of_llama_cpp() {
+    for model in [random(), tiny("q4_k_m", "q8_0")] {
+        for flags in [&["-c", "512"][..], &["-c", "4096"], &["-c", "4096", "-ctk", "q8_0", "-ctv", "q8_0"]] {
+            let ran = run(ask(&model, flags).arg("-v")).ok();
+            let mib = |what: &str| -> f64 {
+                let line = ran.err.lines().find(|line| line.contains(&format!("{what} ="))).unwrap();
+                let number = line.rsplit("size =").next().unwrap().trim().trim_end_matches(" MiB");
+                number.parse().unwrap()
+            };
+            let usage = serde_json::from_str::<Value>(ran.out.trim()).unwrap()["usage"].clone();
+            let n = |key: &str| usage[key].as_u64().unwrap();
+            // A plan adds 8 positions to a picture.
+            let n_text = (n("prompt_tokens") - n("image_tokens") - 8).to_string();
+            let planned = plan(&model, &[flags, &["--prompt-tokens", &n_text]].concat());
+            let planned_mib = |name| bytes_of(&planned, 1, name) as f64 / f64::from(1 << 20);
+            let (kv, compute) = (planned_mib("KV cache"), planned_mib("compute buffers"));
+            assert!((kv / mib("KV buffer size") - 1.0).abs() < 0.01, "{flags:?}: {kv}");
+            // Ours holds the buffers of matrix products as well, which llama.cpp does not report.
+            let theirs = mib("CPU compute buffer size");
+            assert!((1.0..1.15).contains(&(compute / theirs)), "{flags:?}: {compute} {theirs}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_would() {
+    let model = tiny("q4_k_m", "q8_0");
+    let few = |size: &str, flags: &[&str]| run(ask(&model, flags).args(["--max-memory", size]));
+    few("1M", &[]).fails(5, "are allowed");
+    few("42M", &["-c", "8192", "-ctk", "f16"]).fails(5, "-ctk q8_0 -ctv q8_0");
+    few("30M", &["-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0"]).fails(5, "-c 2048");
+    let ran = run(&mut command("plan", &model, &["--max-memory", "1M", "--json"]));
+    assert_eq!(ran.code, 5, "{ran:?}");
+    assert_eq!(serde_json::from_str::<Value>(ran.out.trim()).unwrap()["fits"], false);
+    // Left to itself, it takes a cache of 8 bits.
+    let planned = plan(&model, &["-c", "8192", "--max-memory", "48M"]);
+    assert_eq!((&planned["cache_type_k"], &planned["fits"]), (&"q8_0".into(), &true.into()));
+    few("48M", &["-c", "8192"]).ok();
+}
+
+#[test]
+fn absurd_sizes_are_told() {
+    let model = random();
+    for size in ["-1", "x", "1.2.3G", "", "1e9"] {
+        run(&mut command("plan", &model, &[&format!("--max-memory={size}")])).fails(2, "size");
+    }
+    run(&mut command("plan", &model, &["--pictures", "1001"])).fails(2, "1001");
+    run(&mut command("plan", &model, &["--prompt-tokens", "0"])).fails(2, "0");
+    run(&mut command("plan", &model, &["-c", "64", "--prompt-tokens", "65"])).fails(2, "raise -c");
+    run(&mut command("plan", &model, &["-c", "1000000"])).fails(2, "1000000");
+}
