@@ -93,7 +93,8 @@ pub fn answer(
     // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
     let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
     let sizes = (n_prompt.max(n_past), stops.n_predict);
-    let settings = pipeline::session_settings(text, query.context, sizes, n_prompt)?;
+    let fitted = pipeline::session_by_layer(text, query.context, sizes, n_prompt, query.quiet)?;
+    let settings = fitted.settings;
     if n_prompt > settings.n_ctx {
         return Err(too_long(n_prompt, settings.n_ctx));
     }
@@ -102,7 +103,7 @@ pub fn answer(
     let mut load = query.start.elapsed();
 
     let encode_start = Instant::now();
-    let later = TextMemory::Later(room::text_phase(text, query.context, &settings).bytes());
+    let later = TextMemory::Later(room::fitted_phase(text, query.context, &fitted).bytes());
     // The mmproj is unmapped before this ends, and the text weights are touched only later.
     let sight = Viewer::new(query.model, query.context, query.cache, later, query.quiet).see(text, &pictures)?;
     let seen: Vec<_> = sight.embeddings.into_iter().map(Seen::new).collect();
@@ -113,7 +114,7 @@ pub fn answer(
     drop(pictures);
 
     let load_start = Instant::now();
-    let model = pipeline::load_model(text, query.context, query.quiet)?;
+    let model = pipeline::load_model(text, query.context, fitted.n_kept, query.quiet)?;
     let mut session = Session::new(text, &model, &settings, &STOP)?;
     load += load_start.elapsed();
 

@@ -18,7 +18,8 @@ use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
 
 use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, RepackMode, kv_type};
-use super::{STOP, doctor, print_error, room};
+use super::room::{self, Fitted};
+use super::{STOP, doctor, print_error};
 
 /// Opens the text file, and warns if this build is slower than the machine.
 pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
@@ -200,8 +201,8 @@ fn find_beside(model: &Path, vision_id: &str) -> Result<PathBuf> {
     }
 }
 
-/// Loads the text weights.
-pub fn load_model(text: &TextFile, args: &ContextArgs, quiet: bool) -> Result<Model> {
+/// Loads the text weights. With `n_kept` only so many layers stay in memory.
+pub fn load_model(text: &TextFile, args: &ContextArgs, n_kept: Option<usize>, quiet: bool) -> Result<Model> {
     let _spinner = spinner(quiet, "loading the model".to_owned());
     if args.device != "cpu" {
         return Err(Error::usage(format!("device {:?} is not in this build (it has: cpu)", args.device)));
@@ -216,7 +217,11 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, quiet: bool) -> Result<Mo
         GpuLayers::All => -1,
         GpuLayers::Exactly(n) => i32::from(n),
     };
-    text.load(ModelParams { load, n_gpu_layers, repack: args.repack == RepackMode::On })
+    let mut model = text.load(ModelParams { load, n_gpu_layers, repack: args.repack == RepackMode::On })?;
+    if let Some(n_kept) = n_kept {
+        model.keep_layers(text.path(), text.layers().to_vec(), n_kept)?;
+    }
+    Ok(model)
 }
 
 /// Settings of a session for a prompt of `n_prompt` positions, read `n_batch` at a time, and `n_predict` more, after a look at
@@ -230,7 +235,22 @@ pub fn session_settings(
     room::fit(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)
 }
 
-/// The same without that look.
+/// The same, and how many layers of the weights stay in memory where `--max-memory` is less than all; a note says that.
+pub fn session_by_layer(
+    text: &TextFile,
+    args: &ContextArgs,
+    (n_prompt, n_predict): (usize, usize),
+    n_batch: usize,
+    quiet: bool,
+) -> Result<Fitted> {
+    let fitted = room::fit_by_layer(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)?;
+    if let Some(note) = room::note(text, &fitted).filter(|_| !quiet) {
+        print_error(&format!("note: {note}\n"));
+    }
+    Ok(fitted)
+}
+
+/// The settings without that look.
 pub fn wanted_settings(
     text: &TextFile,
     args: &ContextArgs,

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::args::PlanArgs;
 use super::pipeline::Mmproj;
-use super::{pipeline, print, print_json, room};
+use super::room::{self, Fitted};
+use super::{pipeline, print, print_json};
 
 /// Positions of a picture beside its rows: its name, its tags, the line's end.
 const N_AROUND_PICTURE: usize = 8;
@@ -26,12 +27,16 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         _ => Some(room::vision_phase(&Mmproj::open(&args.model, &text)?, &args.context)?),
     };
     let wanted = pipeline::wanted_settings(&text, &args.context, (n_prompt, n_predict), n_prompt)?;
-    let fitted = room::fit(&text, &args.context, wanted);
-    let settings = fitted.as_ref().map_or(wanted, |settings| *settings);
+    let fitted = room::fit_by_layer(&text, &args.context, wanted);
+    let (fitted, error) = match fitted {
+        Ok(fitted) => (fitted, None),
+        Err(error) => (Fitted { settings: wanted, n_kept: None }, Some(error)),
+    };
+    let settings = fitted.settings;
     if n_prompt > settings.n_ctx {
         return Err(qvl::session::too_long(n_prompt, settings.n_ctx));
     }
-    let phases = vision.into_iter().chain([room::text_phase(&text, &args.context, &settings)]).collect();
+    let phases = vision.into_iter().chain([room::fitted_phase(&text, &args.context, &fitted)]).collect();
     let plan = Plan { phases };
     let limit = room::limit_bytes(&args.context);
     let fits = limit.is_none_or(|limit| plan.peak_bytes() <= limit);
@@ -43,6 +48,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             "limit_bytes": limit,
             "fits": fits,
             "prompt_tokens": n_prompt,
+            "layers": text.layers().len(),
+            "layers_kept": fitted.n_kept.unwrap_or(text.layers().len()),
             "n_ctx": settings.n_ctx,
             "n_batch": settings.n_batch,
             "cache_type_k": settings.type_k.name(),
@@ -58,9 +65,12 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             args.prompt_tokens,
             settings.n_ctx
         );
-        print(&(head + &table(&plan, limit)))?;
+        let note = room::note(&text, &fitted).map_or_else(String::new, |note| note + "\n");
+        print(&(head + &table(&plan, limit) + &note))?;
     }
-    fitted?;
+    if let Some(error) = error {
+        return Err(error);
+    }
     match limit {
         Some(limit) if !fits => {
             let (needed, limit) = (human_bytes(plan.peak_bytes()), human_bytes(limit));

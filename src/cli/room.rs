@@ -1,5 +1,7 @@
 //! Whether it will fit, before it is loaded.
 
+use std::ops::Range;
+
 use qvl::error::{Error, Result};
 use qvl::llama::FlashAttention;
 use qvl::memory::{Kind, Phase, available_bytes, human_bytes, own_bytes};
@@ -99,6 +101,69 @@ pub fn fit(text: &TextFile, args: &ContextArgs, settings: SessionSettings) -> Re
         hints => format!("; use {}", hints.join(", or ")),
     };
     Err(Error::memory(message))
+}
+
+/// Settings, and how many layers stay in memory if not all do.
+pub struct Fitted {
+    pub settings: SessionSettings,
+    pub n_kept: Option<usize>,
+}
+
+/// As [`fit`], but where `--max-memory` is less than that needs, layers of mapped weights are read anew for every pass. Errors
+/// (kind memory): not even that fits.
+pub fn fit_by_layer(text: &TextFile, args: &ContextArgs, settings: SessionSettings) -> Result<Fitted> {
+    let error = match fit(text, args, settings) {
+        Ok(settings) => return Ok(Fitted { settings, n_kept: None }),
+        Err(error) => error,
+    };
+    let is_mapped = !args.no_mmap && !args.mlock && args.repack == RepackMode::Off;
+    if args.max_memory.is_none() || !is_mapped || cfg!(not(target_os = "linux")) {
+        return Err(error);
+    }
+    let small = SessionSettings { n_batch: settings.n_batch.min(SMALL_BATCH), ..settings };
+    let may_change = args.cache_type_k.is_none() && args.cache_type_v.is_none();
+    let small = if may_change { quantised(&small).unwrap_or(small) } else { small };
+    match n_kept(text, args, &small) {
+        Some(n) => Ok(Fitted { settings: small, n_kept: Some(n) }),
+        None => Err(error),
+    }
+}
+
+/// How many layers can stay. One that does not stay is there while it is used, and the next one is on its way.
+fn n_kept(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Option<usize> {
+    let limit = limit_bytes(args)?;
+    let phase = text_phase(text, args, settings);
+    let of_layers = |range: &[Range<u64>]| range.iter().map(|layer| layer.end - layer.start).sum::<u64>();
+    let largest = text.layers().iter().map(|layer| layer.end - layer.start).max()?;
+    let rest = phase.bytes().checked_sub(of_layers(text.layers()))?;
+    let room = limit.checked_sub(rest)?.checked_sub(2 * largest)?;
+    (0..text.layers().len()).rev().find(|n| of_layers(&text.layers()[..*n]) <= room)
+}
+
+/// The text phase when some layers do not stay.
+pub fn fitted_phase(text: &TextFile, args: &ContextArgs, fitted: &Fitted) -> Phase {
+    let mut phase = text_phase(text, args, &fitted.settings);
+    if let Some(n) = fitted.n_kept {
+        let passing = passing_bytes(text, n);
+        let there = text.layers()[n..].iter().take(2).map(|layer| layer.end - layer.start).sum::<u64>();
+        let weights = phase.items.iter_mut().filter(|item| item.name == "weights");
+        weights.for_each(|item| item.bytes -= passing - there);
+    }
+    phase
+}
+
+/// What the user should know before it takes long.
+pub fn note(text: &TextFile, fitted: &Fitted) -> Option<String> {
+    let n = fitted.n_kept?;
+    let (n_passing, bytes) = (text.layers().len() - n, human_bytes(passing_bytes(text, n)));
+    Some(format!(
+        "{n_passing} of {} layers ({bytes}) do not fit and are read from the disk again for every token; this is slow",
+        text.layers().len()
+    ))
+}
+
+fn passing_bytes(text: &TextFile, n_kept: usize) -> u64 {
+    text.layers()[n_kept..].iter().map(|layer| layer.end - layer.start).sum()
 }
 
 /// Flags that would do, the mildest first.

@@ -72,7 +72,7 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     file.write_ids(&ids)?;
     images.iter().try_for_each(|image| write_image(&mut file, image))?;
 
-    let model = pipeline::load_model(&text, &args.context, quiet)?;
+    let model = pipeline::load_model(&text, &args.context, None, quiet)?;
     let mut session = Session::new(&text, &model, &settings, &STOP)?;
     let embeddings: Vec<_> = images.into_iter().map(|image| Seen::new(image.embedding)).collect();
     let mut last = Vec::new();

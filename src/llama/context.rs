@@ -108,7 +108,8 @@ impl<'m> Context<'m> {
         stop: &'m AtomicBool,
         rotate: impl FnMut(RotatedRows<'_>) + 'static,
     ) -> Result<Self> {
-        let hook = Box::into_raw(Box::new(Hook::new(rotate)));
+        let stream = model.stream.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let hook = Box::into_raw(Box::new(Hook::new(stream, rotate)));
         // SAFETY: no arguments.
         let mut c = unsafe { sys::llama_context_default_params() };
         c.n_ctx = params.n_ctx as u32;

@@ -10,6 +10,7 @@ mod model;
 mod rotation;
 mod sampler;
 mod state;
+mod stream;
 
 pub use context::{Context, ContextParams, Decoded, Entry, FlashAttention, Input, Output};
 pub use log::{LogLevel, set_log};

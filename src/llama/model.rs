@@ -1,11 +1,13 @@
 //! A text model's weights.
 
 use std::ffi::CString;
+use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
+use super::stream::Stream;
 use super::{log, start};
 use crate::error::{Error, Result};
 
@@ -34,6 +36,7 @@ pub struct ModelParams {
 /// A loaded model. Freed when dropped.
 pub struct Model {
     pub(super) ptr: NonNull<sys::llama_model>,
+    pub(super) stream: Option<Stream>,
 }
 
 // SAFETY: a llama_model is immutable after loading; llama.cpp lets several contexts on several threads share one.
@@ -62,7 +65,15 @@ impl Model {
         let ptr = NonNull::new(ptr).ok_or_else(|| {
             Error::model(format!("llama.cpp cannot load the model: {}", log::take_last_error())).at(path)
         })?;
-        Ok(Model { ptr })
+        Ok(Model { ptr, stream: None })
+    }
+
+    /// Lets the layers from `n_kept` on leave memory whenever they were used, for as long as the model lives. `layers`: bytes of
+    /// each in the file `path`, which the model was loaded from with [`LoadMode::Map`]. Passes take longer by what the disk
+    /// needs for them. Errors: the system does not tell where the file is mapped (only Linux does).
+    pub fn keep_layers(&mut self, path: &Path, layers: Vec<Range<u64>>, n_kept: usize) -> Result<()> {
+        self.stream = Some(Stream::new(path, layers, n_kept)?);
+        Ok(())
     }
 }
 

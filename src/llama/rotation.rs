@@ -4,6 +4,8 @@ use std::ffi::{CStr, c_void};
 
 use llama_cpp_sys_2 as sys;
 
+use super::stream::Stream;
+
 /// Makes ggml's own rotation the identity in f32 (every angle is below 1e-25), without the 0 that means "default".
 ///
 /// The exact rotation is done by the callback instead: ggml multiplies angles up iteratively in f32, which drifts by
@@ -34,6 +36,8 @@ type RotateFn = dyn FnMut(RotatedRows<'_>);
 /// What the callback holds between nodes.
 pub(super) struct Hook {
     pub(super) rotate: Box<RotateFn>,
+    /// The model's, which outlives the context.
+    pub(super) stream: *const Stream,
     positions: Vec<i32>,
     copy: Vec<f32>,
     /// Rotary nodes since it was set to 0.
@@ -41,8 +45,8 @@ pub(super) struct Hook {
 }
 
 impl Hook {
-    pub(super) fn new(rotate: impl FnMut(RotatedRows<'_>) + 'static) -> Self {
-        Hook { rotate: Box::new(rotate), positions: Vec::new(), copy: Vec::new(), n_seen: 0 }
+    pub(super) fn new(stream: *const Stream, rotate: impl FnMut(RotatedRows<'_>) + 'static) -> Self {
+        Hook { rotate: Box::new(rotate), stream, positions: Vec::new(), copy: Vec::new(), n_seen: 0 }
     }
 }
 
@@ -68,6 +72,12 @@ pub(super) unsafe extern "C" fn after_rope(node: *mut sys::ggml_tensor, ask: boo
     };
     // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
     let hook = unsafe { &mut *hook.cast::<Hook>() };
+    // SAFETY: null, or of the model that the context borrows.
+    if let Some(stream) = unsafe { hook.stream.as_ref() }
+        && let Some(il) = name.strip_prefix(b"Qcur-").and_then(number)
+    {
+        stream.begins(il);
+    }
     let n_values = node_ref.ne.iter().product::<i64>() as usize;
     // SAFETY: src[1] of a rotary node is its i32 positions; the node is f32 and, as the result of an operation,
     // contiguous; both are computed. Host memory is rotated where it lies, other memory through a copy.
@@ -89,4 +99,9 @@ pub(super) unsafe extern "C" fn after_rope(node: *mut sys::ggml_tensor, ask: boo
         }
     }
     true
+}
+
+/// The layer at the end of a node's name.
+fn number(digits: &[u8]) -> Option<usize> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }

@@ -1,5 +1,6 @@
 //! A text model's file, before its weights are touched.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -23,6 +24,15 @@ pub struct TextFile {
     tokenizer: Tokenizer,
     n_bytes: u64,
     repack_bytes: u64,
+    layers: Vec<Range<u64>>,
+}
+
+/// From the first to the last byte of a layer's tensors, which the converter writes one after the other.
+fn layer_range(gguf: &Gguf, il: usize) -> Range<u64> {
+    let prefix = text_tensor::blk(il, "");
+    let of_layer = || gguf.tensors().iter().filter(|t| t.name.starts_with(&prefix));
+    let start = of_layer().map(|t| t.offset).min().unwrap_or(0);
+    start..of_layer().map(|t| t.offset + t.n_bytes).max().unwrap_or(start)
 }
 
 /// Whether ggml's CPU backend has another layout for it (`ggml_repack_get_optimal_repack_type` on x86 and Arm).
@@ -43,8 +53,9 @@ impl TextFile {
             text::check(&gguf, &hparams)?;
             let tokens = gguf.strings(vocab::TOKENS)?.to_vec();
             let tokenizer = Tokenizer::new(tokens, gguf.i32s(vocab::TOKEN_TYPE)?, hparams.n_queries)?;
+            let layers = (0..hparams.n_layer).map(|il| layer_range(&gguf, il)).collect();
             let repack_bytes = gguf.tensors().iter().filter(|t| is_repacked(t)).map(|t| t.n_bytes).sum();
-            Ok(TextFile { path: path.to_owned(), hparams, tokenizer, n_bytes: file.len() as u64, repack_bytes })
+            Ok(TextFile { path: path.to_owned(), hparams, tokenizer, n_bytes: file.len() as u64, repack_bytes, layers })
         };
         read().map_err(|e| e.at(path))
     }
@@ -62,6 +73,11 @@ impl TextFile {
     /// What ggml's repacked copies of weights take, where they are asked for, in bytes.
     pub fn repack_bytes(&self) -> u64 {
         self.repack_bytes
+    }
+
+    /// Bytes of each layer's weights in the file.
+    pub fn layers(&self) -> &[Range<u64>] {
+        &self.layers
     }
 
     /// Its dimensions and defaults.

@@ -96,3 +96,23 @@ fn absurd_sizes_are_told() {
     run(&mut command("plan", &model, &["-c", "64", "--prompt-tokens", "65"])).fails(2, "raise -c");
     run(&mut command("plan", &model, &["-c", "1000000"])).fails(2, "1000000");
 }
+
+/// Weights that do not fit are read by turns: the same answer, and it is told beforehand.
+#[test]
+#[cfg(target_os = "linux")]
+fn layers_that_do_not_fit_come_and_go() {
+    let model = tiny("f32", "f32");
+    let flags = ["-ctk", "q8_0", "-ctv", "q8_0", "-c", "1024"];
+    let whole = plan(&model, &flags);
+    assert_eq!((&whole["layers"], &whole["layers_kept"]), (&4.into(), &4.into()));
+    // Layers of 3.4 MB: with all but two of them gone it would be 7 MB less.
+    let few = (whole["peak_bytes"].as_u64().unwrap() - 4_000_000).to_string();
+    let planned = plan(&model, &[&flags[..], &["--max-memory", &few]].concat());
+    assert!(planned["layers_kept"].as_u64().unwrap() < 2 && planned["fits"] == true, "{planned}");
+    assert!(planned["peak_bytes"].as_u64().unwrap() <= few.parse().unwrap());
+    let ran = run(ask(&model, &flags).args(["--max-memory", &few])).ok();
+    assert!(ran.err.contains("of 4 layers") && ran.err.contains("slow"), "{ran:?}");
+    let text = |out: &str| serde_json::from_str::<Value>(out.trim()).unwrap()["text"].clone();
+    assert_eq!(text(&ran.out), text(&run(&mut ask(&model, &flags)).ok().out));
+    assert_eq!(text(&ran.out), "WATER");
+}

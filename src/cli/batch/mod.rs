@@ -46,7 +46,7 @@ pub fn run(args: &BatchArgs, quiet: bool) -> Result<()> {
         n_before: 0,
     };
     let mut worker = Worker::new(args, &text, quiet)?;
-    let model = pipeline::load_model(&text, &args.context, quiet)?;
+    let model = pipeline::load_model(&text, &args.context, None, quiet)?;
     let worked = worker.run(&model, &mut items, &mut report);
     report.bar.finish_and_clear();
     if !quiet {

@@ -8,6 +8,7 @@ use qvl::session::{Answer, Finish, Generation, Session, SessionSettings, Snapsho
 
 use crate::cli::answers::{Keep, Trimmed, sampling, stops};
 use crate::cli::args::{ContextArgs, GenerationArgs};
+use crate::cli::room::Fitted;
 use crate::cli::{STOP, once, pipeline, print, print_error};
 
 /// Positions that are read together: compute buffers stay small, and Ctrl-C does not wait long.
@@ -46,9 +47,9 @@ pub fn n_limit(text: &TextFile, context: &ContextArgs) -> usize {
 }
 
 /// Settings for a first context in which `n_positions` fit. Errors: flags that do not go together, kind memory.
-pub fn first_settings(text: &TextFile, context: &ContextArgs, n_positions: usize) -> Result<SessionSettings> {
+pub fn first_settings(text: &TextFile, context: &ContextArgs, n_positions: usize, quiet: bool) -> Result<Fitted> {
     let n_ctx = n_positions.min(n_limit(text, context)).next_multiple_of(N_CTX_STEP);
-    pipeline::session_settings(text, context, (n_ctx, 0), N_BATCH)
+    pipeline::session_by_layer(text, context, (n_ctx, 0), N_BATCH, quiet)
 }
 
 impl<'m> Voice<'m> {

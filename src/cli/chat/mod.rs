@@ -24,6 +24,7 @@ use qvl::text::ChatFormat;
 use super::args::{ChatArgs, GenerationArgs};
 use super::ask::SYSTEM;
 use super::keep::SessionPath;
+use super::room::Fitted;
 use super::see::TextMemory;
 use super::{STOP, pipeline, print_error, room};
 use answer::{Question, Voice};
@@ -63,12 +64,12 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
         Ok(chat.n_used()?.max(n_past).saturating_add(chat.n_predict()).saturating_add(64))
     };
     // Flags are proven before the long work.
-    let first = answer::first_settings(&text, &args.context, n_first(&chat)?)?;
-    let text_bytes = room::text_phase(&text, &args.context, &first).bytes();
+    let first = answer::first_settings(&text, &args.context, n_first(&chat)?, true)?;
+    let text_bytes = room::fitted_phase(&text, &args.context, &first).bytes();
     chat.eyes.memory = TextMemory::Later(text_bytes);
     chat.show(sources)?;
-    let settings = answer::first_settings(&text, &args.context, n_first(&chat)?)?;
-    let model = pipeline::load_model(&text, &args.context, quiet)?;
+    let Fitted { settings, n_kept } = answer::first_settings(&text, &args.context, n_first(&chat)?, quiet)?;
+    let model = pipeline::load_model(&text, &args.context, n_kept, quiet)?;
     chat.eyes.memory = TextMemory::Now(text.n_bytes());
     let mut voice = Voice::new(&text, &model, &args.context, &settings, quiet)?;
     if let Some(snapshot) = &snapshot {
