@@ -231,6 +231,37 @@ fn the_first_ctrl_c_ends_it_and_says_how_to_go_on() {
     assert!((1..40).contains(&results(&output).len()));
 }
 
+/// The second of two runs on one output says so and touches nothing; a first one that was killed is in nobody's way.
+#[test]
+fn one_output_is_one_runs() {
+    let dir = Dir::new();
+    let input = dir.input(&questions(24));
+    let output = dir.path("out.jsonl");
+    // Long answers: it is still at work when the second begins.
+    let mut first = batch_of("400", &input, &output).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while fs::read_to_string(&output).map_or(0, |text| text.matches('\n').count()) == 0 {
+        assert!(first.try_wait().unwrap().is_none(), "it has more to do");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    run(&mut batch_of("24", &input, &output)).fails(1, "another qvl batch is writing this output");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    run(&mut batch_of("24", &input, &output)).ok();
+    assert_eq!(results(&output).len(), 24);
+
+    // Half a line may be one that the other run is writing.
+    let whole = fs::read_to_string(&output).unwrap();
+    let cut = &whole[..whole.len() - 3];
+    fs::write(&output, cut).unwrap();
+    let held = fs::OpenOptions::new().read(true).write(true).open(&output).unwrap();
+    held.lock().unwrap();
+    run(&mut batch_of("24", &input, &output)).fails(1, "out.jsonl: another qvl batch");
+    assert_eq!(fs::read_to_string(&output).unwrap(), cut);
+    drop(held);
+    run(&mut batch_of("24", &input, &output)).ok();
+    assert_eq!(results(&output).len(), 24);
+}
+
 #[test]
 fn files_that_are_something_else_stay_as_they_are() {
     let dir = Dir::new();
