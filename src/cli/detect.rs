@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use qvl::error::{Error, Result};
 use qvl::grammar::{Grammar, Matcher};
-use qvl::grounding::{self, Frame, GRAMMAR, Region};
+use qvl::grounding::{self, Frame, GRAMMAR, GRAMMAR_AFTER_BOX, Region};
 use qvl::image::{self, FileFormat, Picture, encode};
 use qvl::session::TextFile;
 use qvl::text::ChatFormat;
@@ -43,7 +43,7 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
     let n_predict = args.generation.predict.unwrap_or(text.hparams().max_new_tokens);
     let stops = stops(&text, &args.generation, n_predict, false);
     let vocabulary = Arc::new(text.tokenizer().vocabulary(&stops.stop_ids));
-    let matcher = Matcher::new(Arc::new(Grammar::parse(&question.grammar)?), vocabulary)?;
+    let matcher = Matcher::new(Arc::new(Grammar::parse(question.grammar)?), vocabulary)?;
     let mut generation = args.generation.clone();
     // The likeliest place, not one drawn by lot; --temp asks for that.
     generation.temp = generation.temp.or(Some(0.0));
@@ -87,7 +87,7 @@ struct Question {
     raw: bool,
     /// The part of the answer that the prompt holds already.
     begun: String,
-    grammar: String,
+    grammar: &'static str,
 }
 
 impl Question {
@@ -97,15 +97,13 @@ impl Question {
         let phrase = args.phrase.trim();
         if text.hparams().chat_format == ChatFormat::Raw {
             let begun = format!("<ref>{phrase}</ref><box>");
-            let root = "root ::= rest\nrest ::= \"(\" corner \"),(\" corner \")</box>\" (\"<box>(\" corner \"),(\" corner \")</box>\")*";
-            let others = GRAMMAR.trim_start().split_once('\n').map_or("", |(_, rules)| rules);
-            return Question { prompt: begun.clone(), raw: true, begun, grammar: format!("{root}\n{others}") };
+            return Question { prompt: begun.clone(), raw: true, begun, grammar: GRAMMAR_AFTER_BOX };
         }
         let is_chinese = phrase.chars().any(|c| ('\u{3400}'..='\u{9fff}').contains(&c));
         let template =
             args.prompt.as_deref().unwrap_or(if is_chinese { "框出图中{}的位置" } else { "Find {}." });
         let prompt = template.replace("{}", phrase);
-        Question { prompt, raw: false, begun: String::new(), grammar: GRAMMAR.to_owned() }
+        Question { prompt, raw: false, begun: String::new(), grammar: GRAMMAR }
     }
 }
 
@@ -134,8 +132,12 @@ fn show(
         }));
     }
     for region in found {
-        let [x1, y1, x2, y2] = region.box_pixels(frame.width, frame.height);
-        print(&format!("{}\t{x1},{y1},{x2},{y2}\n", region.label.as_deref().unwrap_or(&args.phrase)))?;
+        // Four numbers of a box, eight of a quad.
+        let (width, height) = (frame.width, frame.height);
+        let quad = region.quad_pixels(width, height).map(|corners| corners.as_flattened().to_vec());
+        let numbers = quad.unwrap_or_else(|| region.box_pixels(width, height).to_vec());
+        let numbers = numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+        print(&format!("{}\t{numbers}\n", region.label.as_deref().unwrap_or(&args.phrase)))?;
     }
     Ok(())
 }
