@@ -7,21 +7,17 @@ use std::time::Instant;
 
 use qvl::error::{Error, Result};
 use qvl::grounding;
-use qvl::image::{self, ImageSource, Picture};
+use qvl::image::{self, ImageSource};
 use qvl::memory::peak_rss_bytes;
-use qvl::prompt::{self, ChatSettings, Message, Prompt};
-use qvl::session::TextFile;
 use qvl::text::ChatFormat;
 use serde_json::json;
 
 use super::annotate::Annotation;
 use super::answers::{Keep, Trimmed, conclude, finish_reason, regions, stops};
 use super::args::AskArgs;
+use super::asked::Asked;
 use super::once::{self, LastPicture, Query};
 use super::{pipeline, print, print_json, read_text, structure};
-
-/// Default system message of the chat format.
-pub const SYSTEM: &str = "You are a helpful assistant.";
 
 /// Runs it.
 pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
@@ -33,10 +29,14 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     let text = pipeline::open_text(&args.model, quiet)?;
     let h = text.hparams();
     let raw = args.raw || h.chat_format == ChatFormat::Raw;
-    if raw && args.generation.system.is_some() {
-        return Err(Error::usage("a system message has no place in a raw prompt"));
-    }
-    let (prompt, sources) = build_prompt(&text, &question, sources, raw, args.generation.system.as_deref())?;
+    let asked = Asked {
+        question: &question,
+        n_pictures: sources.len(),
+        regions: &args.region,
+        format: if args.raw { ChatFormat::Raw } else { h.chat_format },
+        system: args.generation.system.as_deref(),
+    };
+    let (prompt, sources) = asked.prompt(&text, sources)?;
     // A grammar says itself where the answer ends: the base model's stop string may well be inside.
     let n_predict = args.generation.predict.unwrap_or(h.max_new_tokens);
     let mut stops = stops(&text, &args.generation, n_predict, raw && grammar.is_none());
@@ -52,10 +52,12 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         start,
     };
     let keep = if annotation.is_some() { LastPicture::Keep } else { LastPicture::Drop };
-    let check = |pictures: &[Picture]| annotation.as_ref().map_or(Ok(()), |a| a.check(&sources, pictures));
+    let pictures = once::pictures(&query, &text, (&prompt, &sources), n_predict)?;
+    annotation.as_ref().map_or(Ok(()), |a| a.check(&sources, &pictures))?;
+    let prompt = asked.with_regions(&text, prompt, &pipeline::sizes(&pictures))?;
     let mut out = Trimmed::new(if raw { Keep::All } else { Keep::Text });
     let emit = |piece: &str| if args.json { Ok(()) } else { print(&out.push(piece)) };
-    let mut outcome = once::answer(&query, &text, (&prompt, &sources), (stops, matcher), keep, check, emit)?;
+    let mut outcome = once::answer(&query, &text, (&prompt, pictures), (stops, matcher), keep, emit)?;
 
     let last = annotation.zip(outcome.last.take());
     let answer = &outcome.answer;
@@ -85,30 +87,6 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
     }
     drawn?;
     conclude(answer, n_predict, quiet)
-}
-
-/// The prompt and the pictures that it shows, those of `-i` first.
-pub fn build_prompt(
-    text: &TextFile,
-    question: &str,
-    mut sources: Vec<ImageSource>,
-    raw: bool,
-    system: Option<&str>,
-) -> Result<(Prompt, Vec<ImageSource>)> {
-    let (h, tokenizer) = (text.hparams(), text.tokenizer());
-    if raw {
-        let (prompt, more) = prompt::raw(tokenizer, question, sources.len(), h.picture_prefix)?;
-        // Only a path may stand in a text: nothing there reads stdin or the network.
-        sources.extend(more.into_iter().map(|path| ImageSource::Path(path.into())));
-        return Ok((prompt, sources));
-    }
-    let settings = ChatSettings {
-        system: system.unwrap_or(SYSTEM).to_owned(),
-        max_window_size: h.max_window_size,
-        picture_prefix: h.picture_prefix,
-    };
-    let query = Message { text: question.to_owned(), pictures: (0..sources.len()).collect() };
-    Ok((prompt::chat(tokenizer, &settings, &[], &query)?, sources))
 }
 
 fn question(args: &AskArgs, sources: &[ImageSource]) -> Result<String> {

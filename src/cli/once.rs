@@ -7,7 +7,9 @@ use qvl::grammar::Matcher;
 use qvl::image::{ImageSource, Picture};
 use qvl::llama::Sampler;
 use qvl::prompt::Prompt;
-use qvl::session::{Answer, GenerateSettings, Generation, Seen, Session, TextFile, generate, too_long};
+use qvl::session::{
+    Answer, GenerateSettings, Generation, Seen, Session, SessionSettings, TextFile, generate, too_long,
+};
 use serde_json::{Value, json};
 
 use super::answers::{ms, sampling};
@@ -53,25 +55,42 @@ pub struct Outcome {
     first_token: Option<Duration>,
 }
 
-/// Answers. Everything that can be wrong with prompt and pictures is found before a weight is touched; `check` sees the
-/// pictures then. Pieces of the answer go to `emit` as they come.
-pub fn answer(
+/// Reads the pictures of a prompt. Errors: as [`settings`], which are found before any picture is decoded; one cannot be
+/// read.
+pub fn pictures(
     query: &Query<'_>,
     text: &TextFile,
     (prompt, sources): (&Prompt, &[ImageSource]),
+    n_predict: usize,
+) -> Result<Vec<Picture>> {
+    settings(query, text, prompt, n_predict)?;
+    pipeline::load_pictures(sources, query.images)
+}
+
+/// How the session is set. Errors: the prompt is longer than the context, flags that do not go together, kind memory.
+fn settings(query: &Query<'_>, text: &TextFile, prompt: &Prompt, n_predict: usize) -> Result<SessionSettings> {
+    let h = text.hparams();
+    let n_prompt = prompt.n_positions(h.n_queries);
+    let settings = pipeline::session_settings(h, query.context, n_prompt, n_predict)?;
+    if n_prompt > settings.n_ctx {
+        return Err(too_long(n_prompt, settings.n_ctx));
+    }
+    Ok(settings)
+}
+
+/// Answers. What can be wrong with the prompt is found before a weight is touched. Pieces of the answer go to `emit` as they
+/// come.
+pub fn answer(
+    query: &Query<'_>,
+    text: &TextFile,
+    (prompt, mut pictures): (&Prompt, Vec<Picture>),
     (stops, matcher): (GenerateSettings, Option<Matcher>),
     last: LastPicture,
-    check: impl FnOnce(&[Picture]) -> Result<()>,
     mut emit: impl FnMut(&str) -> Result<()>,
 ) -> Result<Outcome> {
     let h = text.hparams();
     let n_prompt = prompt.n_positions(h.n_queries);
-    let settings = pipeline::session_settings(h, query.context, n_prompt, stops.n_predict)?;
-    if n_prompt > settings.n_ctx {
-        return Err(too_long(n_prompt, settings.n_ctx));
-    }
-    let mut pictures = pipeline::load_pictures(sources, query.images)?;
-    check(&pictures)?;
+    let settings = settings(query, text, prompt, stops.n_predict)?;
     let mut load = query.start.elapsed();
 
     let encode_start = Instant::now();

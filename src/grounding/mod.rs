@@ -1,14 +1,16 @@
 //! Regions in answers: `<ref>phrase</ref><box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners, numbers from 0 to
-//! 1000 of the picture's width and height; and their drawing. Source: spec sections 7 and 9.
+//! 1000 of the picture's width and height; their drawing; and regions in questions. Source: spec sections 7 and 9.
 
 mod canvas;
 mod draw;
 mod export;
 mod labels;
+mod selection;
 mod text;
 
 pub use draw::draw;
 pub use export::{Frame, coco, crop, csv};
+pub use selection::{Selection, n_places, select};
 
 use serde::Serialize;
 

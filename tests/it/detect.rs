@@ -9,7 +9,7 @@ use qvl::image::{Orientation, load};
 use qvl::names::{text_tensor, vocab};
 use serde_json::Value;
 
-use crate::models::{random, tiny};
+use crate::models::{base, random, tiny};
 use crate::programs::{qvl, repository, run};
 
 /// The demo's picture of 480 × 420 pixels, on which a purple star stands alone.
@@ -155,6 +155,26 @@ fn quads_are_regions_in_every_format() {
     assert_eq!(fs::read_dir(&crops).unwrap().count(), n_regions);
     let original = load(&repository("tests/data/pictures/gradient.png"), Orientation::Upright).unwrap();
     assert!(load(&drawn, Orientation::Upright).unwrap() != original);
+}
+
+/// A base model completes `<ref>PHRASE</ref><box>`. (This one has not learned to, but what it writes is a place.)
+#[test]
+fn a_base_model_names_a_place() {
+    let model = base("qvl-tiny", "f16", "f16");
+    let detect = |args: &[&str]| {
+        let mut command = qvl();
+        command.args(["detect", "-m"]).arg(&model.text).arg("-i").arg(picture());
+        run(command.args(args))
+    };
+    let json = detect(&["--json", "purple star"]).json();
+    let regions = found(&json);
+    assert!(!regions.is_empty() && json["malformed_regions"] == 0, "{json}");
+    assert!(json["text"].as_str().unwrap().starts_with("<ref>purple star</ref><box>("), "{json}");
+    for (label, [x1, y1, x2, y2]) in regions {
+        assert!(label == "purple star" && 0 <= x1 && x1 <= x2 && x2 <= 480 && 0 <= y1 && y1 <= y2 && y2 <= 420);
+    }
+    detect(&["--prompt", "Where is {}?", "star"]).fails(2, "leave --prompt out");
+    detect(&["--system", "Be brief.", "star"]).fails(2, "system message");
 }
 
 #[test]
