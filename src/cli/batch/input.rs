@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// Longest line in bytes; pictures may stand in it as data: addresses.
-const MAX_LINE_BYTES: usize = 256 << 20;
+const MAX_LINE_BYTES: u64 = 256 << 20;
 
 /// One thing to ask.
 #[derive(Debug)]
@@ -159,11 +159,18 @@ impl Items {
             Source::Lines { lines, path, n_lines } => loop {
                 let mut bytes = Vec::new();
                 let failed = |e| Error::usage("cannot read the input").because(e).at(path);
-                let n = lines.read_until(b'\n', &mut bytes).map_err(failed)?;
+                let n = lines.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes).map_err(failed)?;
                 if n == 0 {
                     return Ok(None);
                 }
                 *n_lines += 1;
+                if n as u64 > MAX_LINE_BYTES && !bytes.ends_with(b"\n") {
+                    lines.skip_until(b'\n').map_err(failed)?;
+                }
+                // Editors on Windows put a byte order mark in front of a file.
+                if *n_lines == 1 && bytes.starts_with("\u{feff}".as_bytes()) {
+                    bytes.drain(.."\u{feff}".len());
+                }
                 let text = String::from_utf8_lossy(&bytes);
                 if text.trim().is_empty() {
                     continue;
@@ -180,7 +187,7 @@ fn item(bytes: &[u8], number: usize, dir: &Path, prompt: Option<&str>) -> Named 
     // A line that is no JSON at all is named by its number.
     let unnamed = Value::from(format!("line {number}"));
     let wrong = |what: String| Error::usage(format!("line {number}: {what}"));
-    if bytes.len() > MAX_LINE_BYTES {
+    if bytes.len() as u64 > MAX_LINE_BYTES {
         return (unnamed, Err(wrong("it is longer than 256 MiB".to_owned())));
     }
     let line: Line = match serde_json::from_slice(bytes) {
