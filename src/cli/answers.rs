@@ -46,11 +46,17 @@ pub fn finish_reason(finish: Finish) -> &'static str {
     }
 }
 
-/// Regions in the pixels of the picture that was shown last, of this width and height.
+/// Regions in the pixels of the picture that was shown last, of this width and height. A quad has its corners beside the box
+/// around it.
 pub fn regions(found: &[Region], size: Option<(u32, u32)>) -> Vec<Value> {
     let one = |region: &Region| {
         let pixels = size.map(|(width, height)| region.box_pixels(width, height));
-        json!({"label": region.label, "box": pixels, "box_1000": region.box_1000()})
+        let mut json = json!({"label": region.label, "box": pixels, "box_1000": region.box_1000()});
+        if let Some(quad) = region.quad_1000() {
+            json["quad"] = json!(size.and_then(|(width, height)| region.quad_pixels(width, height)));
+            json["quad_1000"] = json!(quad);
+        }
+        json
     };
     found.iter().map(one).collect()
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qvl::grounding::Selection;
 use qvl::memory::parse_bytes;
 use qvl::quant::GgmlType;
 
@@ -86,6 +87,10 @@ pub struct AskArgs {
     /// Write the last picture with the answer's regions drawn on it (.png, .jpg or .webp)
     #[arg(long, value_name = "FILE")]
     pub annotate: Option<PathBuf>,
+    /// A part of the last picture that the question is about, in pixels of the upright picture (repeatable); K:X1,Y1,X2,Y2
+    /// is one of picture K. It becomes a <box> in place of a {} in the question, or in front of it
+    #[arg(long, value_name = "X1,Y1,X2,Y2", allow_hyphen_values = true, value_parser = Selection::parse)]
+    pub region: Vec<Selection>,
     /// Read the prompt from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,

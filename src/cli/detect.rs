@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use qvl::error::{Error, Result};
 use qvl::grammar::{Grammar, Matcher};
-use qvl::grounding::{self, Frame, GRAMMAR, Region};
+use qvl::grounding::{self, Frame, GRAMMAR, GRAMMAR_AFTER_BOX, Region};
 use qvl::image::{self, FileFormat, Picture, encode};
 use qvl::session::TextFile;
 use qvl::text::ChatFormat;
@@ -17,7 +17,7 @@ use serde_json::json;
 use super::annotate::Annotation;
 use super::answers::{conclude, regions, stops};
 use super::args::DetectArgs;
-use super::ask::build_prompt;
+use super::asked::Asked;
 use super::once::{self, LastPicture, Query};
 use super::{output, pipeline, print, print_error, print_json};
 
@@ -37,13 +37,20 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
         fs::create_dir_all(dir).map_err(|e| Error::other("cannot make the directory").because(e).at(dir))?;
     }
     let text = pipeline::open_text(&args.model, quiet)?;
-    let question = Question::new(&text, args);
-    let (prompt, sources) =
-        build_prompt(&text, &question.prompt, sources, question.raw, args.generation.system.as_deref())?;
+    let question = Question::new(&text, args)?;
+    let asked = Asked {
+        question: &question.prompt,
+        n_pictures: sources.len(),
+        regions: &[],
+        format: text.hparams().chat_format,
+        system: args.generation.system.as_deref(),
+        past: None,
+    };
+    let (prompt, sources) = asked.prompt(&text, sources)?;
     let n_predict = args.generation.predict.unwrap_or(text.hparams().max_new_tokens);
     let stops = stops(&text, &args.generation, n_predict, false);
     let vocabulary = Arc::new(text.tokenizer().vocabulary(&stops.stop_ids));
-    let matcher = Matcher::new(Arc::new(Grammar::parse(&question.grammar)?), vocabulary)?;
+    let matcher = Matcher::new(Arc::new(Grammar::parse(question.grammar)?), vocabulary)?;
     let mut generation = args.generation.clone();
     // The likeliest place, not one drawn by lot; --temp asks for that.
     generation.temp = generation.temp.or(Some(0.0));
@@ -59,9 +66,9 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
         past: None,
     };
     let keep = if annotation.is_some() || args.crop.is_some() { LastPicture::Keep } else { LastPicture::Drop };
-    let check = |pictures: &[Picture]| annotation.as_ref().map_or(Ok(()), |a| a.check(&sources, pictures));
-    let mut outcome =
-        once::answer(&query, &text, (&prompt, &sources), (stops, Some(matcher)), keep, check, |_| Ok(()))?;
+    let pictures = once::pictures(&query, &text, (&prompt, &sources), n_predict)?;
+    annotation.as_ref().map_or(Ok(()), |a| a.check(&sources, &pictures))?;
+    let mut outcome = once::answer(&query, &text, (&prompt, pictures), (stops, Some(matcher)), keep, |_| Ok(()))?;
 
     let said = format!("{}{}", question.begun, outcome.answer.text.trim());
     let found = grounding::regions(&said);
@@ -85,28 +92,29 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
 /// What the model is asked.
 struct Question {
     prompt: String,
-    raw: bool,
     /// The part of the answer that the prompt holds already.
     begun: String,
-    grammar: String,
+    grammar: &'static str,
 }
 
 impl Question {
     /// The chat model is asked in words, and may say that there is none. The base model was trained to complete
-    /// `<ref>phrase</ref><box>`, and always names a place.
-    fn new(text: &TextFile, args: &DetectArgs) -> Self {
+    /// `<ref>phrase</ref><box>`, and always names a place. Errors (kind usage): other words for a base model, which knows none.
+    fn new(text: &TextFile, args: &DetectArgs) -> Result<Self> {
         let phrase = args.phrase.trim();
         if text.hparams().chat_format == ChatFormat::Raw {
+            if args.prompt.is_some() {
+                let what_to_do = "leave --prompt out, or use qvl ask";
+                return Err(Error::usage(format!("a base model completes <ref>PHRASE</ref><box>; {what_to_do}")));
+            }
             let begun = format!("<ref>{phrase}</ref><box>");
-            let root = "root ::= rest\nrest ::= \"(\" corner \"),(\" corner \")</box>\" (\"<box>(\" corner \"),(\" corner \")</box>\")*";
-            let others = GRAMMAR.trim_start().split_once('\n').map_or("", |(_, rules)| rules);
-            return Question { prompt: begun.clone(), raw: true, begun, grammar: format!("{root}\n{others}") };
+            return Ok(Question { prompt: begun.clone(), begun, grammar: GRAMMAR_AFTER_BOX });
         }
         let is_chinese = phrase.chars().any(|c| ('\u{3400}'..='\u{9fff}').contains(&c));
         let template =
             args.prompt.as_deref().unwrap_or(if is_chinese { "框出图中{}的位置" } else { "Find {}." });
         let prompt = template.replace("{}", phrase);
-        Question { prompt, raw: false, begun: String::new(), grammar: GRAMMAR.to_owned() }
+        Ok(Question { prompt, begun: String::new(), grammar: GRAMMAR })
     }
 }
 
@@ -135,8 +143,12 @@ fn show(
         }));
     }
     for region in found {
-        let [x1, y1, x2, y2] = region.box_pixels(frame.width, frame.height);
-        print(&format!("{}\t{x1},{y1},{x2},{y2}\n", region.label.as_deref().unwrap_or(&args.phrase)))?;
+        // Four numbers of a box, eight of a quad.
+        let (width, height) = (frame.width, frame.height);
+        let quad = region.quad_pixels(width, height).map(|corners| corners.as_flattened().to_vec());
+        let numbers = quad.unwrap_or_else(|| region.box_pixels(width, height).to_vec());
+        let numbers = numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+        print(&format!("{}\t{numbers}\n", region.label.as_deref().unwrap_or(&args.phrase)))?;
     }
     Ok(())
 }

@@ -3,12 +3,15 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use qvl::conversation::{Conversation, SessionFile};
+use qvl::conversation::{Conversation, SessionFile, Shown};
 use qvl::error::{Error, Result};
+use qvl::image::ImageSource;
 use qvl::mmap::MappedFile;
 use qvl::session::{ModelId, Snapshot, TextFile};
 
+use super::once::Kept;
 use super::output;
+use super::see::lasting;
 
 /// The file of a session, which may not be there yet.
 pub struct SessionPath<'a> {
@@ -50,6 +53,24 @@ impl<'a> SessionPath<'a> {
             return Err(Error::usage(message).at(self.path));
         }
         Ok(found)
+    }
+
+    /// Writes `past` with one turn more: question and answer, the pictures that were shown with it and their sizes, and what
+    /// was seen and read.
+    pub fn go_on(
+        &self,
+        past: &SessionFile<'_>,
+        (question, answer): (String, &str),
+        pictures: impl Iterator<Item = (ImageSource, (u32, u32))>,
+        kept: Kept,
+        text: &TextFile,
+    ) -> Result<()> {
+        let mut conversation = past.conversation.clone();
+        for ((source, size), seen) in pictures.zip(kept.seen) {
+            conversation.show(Shown { source: lasting(source)?, size, seen });
+        }
+        conversation.push(question, answer);
+        self.write(&SessionFile { conversation, snapshot: kept.snapshot }, text)
     }
 
     /// Writes it; the file appears, in place of what was, when it is complete. Errors: it cannot be written; what was there

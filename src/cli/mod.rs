@@ -4,6 +4,7 @@ mod annotate;
 mod answers;
 mod args;
 mod ask;
+mod asked;
 mod batch;
 mod cache;
 mod chat;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::answers::{ms, sampling};
 use super::args::{CacheArgs, ContextArgs, GenerationArgs, ImageArgs, ModelArgs};
+use super::room::Fitted;
 use super::see::{TextMemory, Viewer};
 use super::{STOP, pipeline, print_error, room};
 
@@ -45,8 +46,6 @@ pub struct Kept {
     pub seen: Vec<Arc<Seen>>,
     /// What was read of all, the answer included.
     pub snapshot: Snapshot<'static>,
-    /// Positions of the prompt that needed not be read again.
-    n_reused: usize,
 }
 
 /// Whether the pixels of the last picture are wanted afterwards.
@@ -67,6 +66,8 @@ pub struct Outcome {
     pub last_size: Option<(u32, u32)>,
     /// For a conversation that goes on.
     pub kept: Option<Kept>,
+    /// Positions of the prompt that needed not be read again, if it went on.
+    n_reused: Option<usize>,
     n_prompt: usize,
     n_image: usize,
     n_cached: usize,
@@ -77,29 +78,46 @@ pub struct Outcome {
     first_token: Option<Duration>,
 }
 
-/// Answers. Everything that can be wrong with prompt and pictures is found before a weight is touched; `check` sees the
-/// pictures then. Pieces of the answer go to `emit` as they come.
-pub fn answer(
+/// Reads the pictures of a prompt. Errors: as [`settings`], which are found before any picture is decoded; one cannot be
+/// read.
+pub fn pictures(
     query: &Query<'_>,
     text: &TextFile,
     (prompt, sources): (&Prompt, &[ImageSource]),
+    n_predict: usize,
+) -> Result<Vec<Picture>> {
+    // What it has to tell is told before the answer.
+    let query = &Query { quiet: true, ..*query };
+    settings(query, text, prompt, n_predict)?;
+    pipeline::load_pictures(sources, query.images)
+}
+
+/// How the session is set. Errors: the prompt is longer than the context, flags that do not go together, kind memory.
+fn settings(query: &Query<'_>, text: &TextFile, prompt: &Prompt, n_predict: usize) -> Result<Fitted> {
+    let n_prompt = prompt.n_positions(text.hparams().n_queries);
+    // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
+    let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
+    let sizes = (n_prompt.max(n_past), n_predict);
+    let fitted = pipeline::session_by_layer(text, query.context, sizes, n_prompt, query.quiet)?;
+    if n_prompt > fitted.settings.n_ctx {
+        return Err(too_long(n_prompt, fitted.settings.n_ctx));
+    }
+    Ok(fitted)
+}
+
+/// Answers. What can be wrong with the prompt is found before a weight is touched. Pieces of the answer go to `emit` as they
+/// come.
+pub fn answer(
+    query: &Query<'_>,
+    text: &TextFile,
+    (prompt, mut pictures): (&Prompt, Vec<Picture>),
     (stops, matcher): (GenerateSettings, Option<Matcher>),
     last: LastPicture,
-    check: impl FnOnce(&[Picture]) -> Result<()>,
     mut emit: impl FnMut(&str) -> Result<()>,
 ) -> Result<Outcome> {
     let h = text.hparams();
     let n_prompt = prompt.n_positions(h.n_queries);
-    // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
-    let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
-    let sizes = (n_prompt.max(n_past), stops.n_predict);
-    let fitted = pipeline::session_by_layer(text, query.context, sizes, n_prompt, query.quiet)?;
-    let settings = fitted.settings;
-    if n_prompt > settings.n_ctx {
-        return Err(too_long(n_prompt, settings.n_ctx));
-    }
-    let mut pictures = pipeline::load_pictures(sources, query.images)?;
-    check(&pictures)?;
+    let fitted = settings(query, text, prompt, stops.n_predict)?;
     let mut load = query.start.elapsed();
 
     let encode_start = Instant::now();
@@ -115,7 +133,7 @@ pub fn answer(
 
     let load_start = Instant::now();
     let model = pipeline::load_model(text, query.context, fitted.n_kept, query.quiet)?;
-    let mut session = Session::new(text, &model, &settings, &STOP)?;
+    let mut session = Session::new(text, &model, &fitted.settings, &STOP)?;
     load += load_start.elapsed();
 
     let prefill_start = Instant::now();
@@ -144,13 +162,14 @@ pub fn answer(
     let n_old = prompt.n_images().saturating_sub(seen.len());
     let (n_image, n_cached) = (prompt.n_images() * h.n_queries, (n_old + sight.n_cached) * h.n_queries);
     let kept = match query.past {
-        Some(_) => Some(Kept { snapshot: session.snapshot(&images)?, seen, n_reused }),
+        Some(_) => Some(Kept { snapshot: session.snapshot(&images)?, seen }),
         None => None,
     };
     Ok(Outcome {
         answer,
         last,
         last_size,
+        n_reused: kept.as_ref().map(|_| n_reused),
         kept,
         n_prompt,
         n_image,
@@ -181,8 +200,8 @@ impl Outcome {
             "cached_image_tokens": self.n_cached,
             "completion_tokens": self.answer.n_tokens,
         });
-        if let Some(kept) = &self.kept {
-            usage["reused_tokens"] = kept.n_reused.into();
+        if let Some(n_reused) = self.n_reused {
+            usage["reused_tokens"] = n_reused.into();
         }
         usage
     }

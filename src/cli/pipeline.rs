@@ -35,6 +35,11 @@ pub fn load_pictures(sources: &[ImageSource], args: &ImageArgs) -> Result<Vec<Pi
     sources.iter().map(|source| source.load(orientation)).collect()
 }
 
+/// Width and height of each, in pixels.
+pub fn sizes(pictures: &[Picture]) -> Vec<(u32, u32)> {
+    pictures.iter().map(|picture| (picture.width(), picture.height())).collect()
+}
+
 /// An mmproj that belongs to the text model, mapped.
 pub struct Mmproj {
     file: MappedFile,

@@ -15,7 +15,7 @@ use serde_json::{Map, json};
 use tempfile::NamedTempFile;
 
 use super::args::TraceArgs;
-use super::ask::build_prompt;
+use super::asked::Asked;
 use super::pipeline::{self, Mmproj, TracedImage};
 use super::see::TextMemory;
 use super::{STOP, output, read_text, room};
@@ -31,8 +31,9 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
     let (prompt, sources) = match (&args.ids, &args.prompt) {
         (Some(path), _) => (prompt_of_ids(&text, path)?, sources),
         (None, Some(question)) => {
-            let raw = args.raw || h.chat_format == ChatFormat::Raw;
-            build_prompt(&text, question, sources, raw, args.system.as_deref())?
+            let format = if args.raw { ChatFormat::Raw } else { h.chat_format };
+            let (n_pictures, system) = (sources.len(), args.system.as_deref());
+            Asked { question, n_pictures, regions: &[], format, system, past: None }.prompt(&text, sources)?
         }
         (None, None) => return Err(Error::usage("give a prompt or --ids FILE.json")),
     };

@@ -60,7 +60,9 @@ impl Sizes {
 pub fn draw(picture: &mut Picture, regions: &[Region]) {
     let (width, height, sizes) = (picture.width(), picture.height(), Sizes::of(picture));
     let colours = colours(regions);
-    let outlines: Vec<_> = regions.iter().map(|region| region.outline(width, height)).collect();
+    // The far edge, 1000, is no pixel any more.
+    let on_pixel = |[x, y]: [i64; 2]| [x.min(i64::from(width) - 1), y.min(i64::from(height) - 1)];
+    let outlines: Vec<_> = regions.iter().map(|region| region.polygon(width, height).map(on_pixel)).collect();
     let mut canvas = Canvas::new(picture);
     for (outline, colour) in outlines.iter().zip(&colours) {
         for (half, colour) in [(sizes.half_line + sizes.casing, DARK), (sizes.half_line, *colour)] {

@@ -1,5 +1,7 @@
 //! Labels beside outlines: coloured text on an opaque dark plate.
 
+use unicode_normalization::UnicodeNormalization;
+
 use super::canvas::{Canvas, Rect, Rgb};
 use super::draw::DARK;
 use super::text::{TextSize, draw_text};
@@ -17,27 +19,34 @@ pub(super) fn draw_label(
     taken: &[Rect],
 ) -> Option<Rect> {
     let margin = size.line() / 4;
-    let room = (canvas.extent().width - 2 * margin) / size.advance();
-    let text = shortened(label, usize::try_from(room).ok()?);
+    let text = shortened(label, canvas.extent().width - 2 * margin, size);
     if text.is_empty() {
         return None;
     }
-    let width = text.chars().count() as i64 * size.advance() + 2 * margin;
+    let width = size.width(&text) + 2 * margin;
     let plate = place(width, size.line(), around, stroke, canvas.extent(), taken)?;
     canvas.fill(plate, DARK);
     draw_text(canvas, plate.x + margin, plate.y, size, colour, &text);
     Some(plate)
 }
 
-/// `label` on one line of at most `n` characters, two dots for what is cut off.
-fn shortened(label: &str, n: usize) -> String {
+/// `label` on one line of at most `room` pixels, two dots for what is cut off. Letters and the accents upon them become one
+/// character where there is one.
+fn shortened(label: &str, room: i64, size: TextSize) -> String {
+    let label: String = label.nfc().collect();
     let line = label.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= n {
+    if size.width(&line) <= room {
         return line;
     }
-    // Where there is no room for the dots either, the beginning says more.
-    let n_kept = if n < 4 { n } else { n - 2 };
-    line.chars().take(n_kept).chain("..".chars().take(n - n_kept)).collect()
+    // Where there is little room beside the dots, the beginning says more.
+    let dots = size.width("..");
+    let (room, dots) = if room < 2 * dots { (room, "") } else { (room - dots, "..") };
+    let mut width = 0;
+    let fits = |c: &char| {
+        width += size.width(c.encode_utf8(&mut [0; 4]));
+        width <= room
+    };
+    line.chars().take_while(fits).chain(dots.chars()).collect()
 }
 
 /// Where a plate goes: above the outline, below it, beside it or inside, whichever is the first that is in the picture and
@@ -68,14 +77,25 @@ mod tests {
 
     #[test]
     fn long_labels_are_cut() {
-        let check = |label: &str, n: usize, expect: &str| assert_eq!(shortened(label, n), expect, "{label:?} in {n}");
+        let size = TextSize::nearest(16);
+        let letter = size.width("a");
+        // In as much room as `n` letters have.
+        let check = |label: &str, n: i64, expect: &str| {
+            assert_eq!(shortened(label, n * letter, size), expect, "{label:?} in {n}");
+        };
         check("a dog", 5, "a dog");
         check(" a\n\tdog ", 5, "a dog");
         check("two dogs", 6, "two ..");
         check("two dogs", 3, "two");
-        check("击掌击掌击", 4, "击掌..");
         check("dog", 0, "");
+        check("dog", -1, "");
         check("", 9, "");
+        check("e\u{301}te\u{301}", 3, "\u{e9}t\u{e9}");
+        // A letter is 7 pixels wide, these are 16.
+        check("击掌击掌击", 12, "击掌击掌击");
+        check("击掌击掌击", 9, "击掌击..");
+        check("击掌", 3, "击");
+        check("击掌", 2, "");
     }
 
     #[test]

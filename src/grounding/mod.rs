@@ -1,28 +1,43 @@
 //! Regions in answers: `<ref>phrase</ref><box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners, numbers from 0 to
-//! 1000 of the picture's width and height; and their drawing. Source: spec sections 7 and 9.
+//! 1000 of the picture's width and height; their drawing; and regions in questions. Source: spec sections 7 and 9.
 
 mod canvas;
 mod draw;
 mod export;
 mod labels;
+mod selection;
 mod text;
 
 pub use draw::draw;
 pub use export::{Frame, coco, crop, csv};
+pub use selection::{Selection, n_places, select};
 
 use serde::Serialize;
 
-/// Answers in which every region is well formed, as GBNF for [`Grammar::parse`](crate::grammar::Grammar::parse): text
-/// and boxes in any order, a box with a phrase in front or without. No other `<` is possible.
-///
-/// A model may write the tags as special tokens or letter by letter; the text is the same.
-pub const GRAMMAR: &str = r#"
-root   ::= text (region text)*
-region ::= ("<ref>" text "</ref>")? "<box>(" corner "),(" corner ")</box>"
+/// The rules below the root.
+macro_rules! rules {
+    () => {
+        r#"
+region ::= ("<ref>" text "</ref>")? (box | quad)
+box    ::= "<box>" pair "</box>"
+quad   ::= "<quad>" pair "," pair "</quad>"
+pair   ::= "(" corner "),(" corner ")"
 corner ::= number "," number
 number ::= [0-9] | [1-9] [0-9]{1,2} | "1000"
 text   ::= [^<]*
-"#;
+"#
+    };
+}
+
+/// Answers in which every region is well formed, as GBNF for [`Grammar::parse`](crate::grammar::Grammar::parse): text,
+/// boxes and quads in any order, each region with a phrase in front or without. No other `<` is possible.
+///
+/// A model may write the tags as special tokens or letter by letter; the text is the same.
+pub const GRAMMAR: &str = concat!("root ::= text (region text)*", rules!());
+
+/// The rest of an answer that the prompt has begun with `<ref>PHRASE</ref><box>`, likewise: the box, and more regions of the
+/// same phrase.
+pub const GRAMMAR_AFTER_BOX: &str = concat!("root ::= pair \"</box>\" (box | quad)*", rules!());
 
 /// A region that an answer named.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,18 +62,21 @@ impl Region {
         [to_pixel(x1, width), to_pixel(y1, height), to_pixel(x2, width), to_pixel(y2, height)]
     }
 
-    /// The four corners in pixels of a picture of `width` × `height`, in drawing order, each on one of its pixels.
-    ///
-    /// A quad's as the model wrote them; everything else is drawn as the box around it.
-    fn outline(&self, width: u32, height: u32) -> [[i64; 2]; 4] {
-        let [x1, y1, x2, y2] = self.box_1000();
-        let around = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
-        let corners = self.corners_1000.as_slice().try_into().unwrap_or(around);
-        corners.map(|[x, y]| {
-            let (x, y) = (to_pixel(x, width), to_pixel(y, height));
-            // 1000 is the far edge, which is no pixel any more.
-            [x.min(i64::from(width) - 1), y.min(i64::from(height) - 1)]
-        })
+    /// The corners (x, y) of a quad in thousandths, as the model wrote them; a box has none.
+    pub fn quad_1000(&self) -> Option<[[i64; 2]; 4]> {
+        self.corners_1000.as_slice().try_into().ok()
+    }
+
+    /// The same corners in pixels of a picture of `width` × `height`, truncated and kept inside like a box's.
+    pub fn quad_pixels(&self, width: u32, height: u32) -> Option<[[i64; 2]; 4]> {
+        Some(self.quad_1000()?.map(|[x, y]| [to_pixel(x, width), to_pixel(y, height)]))
+    }
+
+    /// Four corners (x, y) in pixels of a picture of `width` × `height`, each the next one's neighbour: a quad's own, or those
+    /// of the box.
+    fn polygon(&self, width: u32, height: u32) -> [[i64; 2]; 4] {
+        let [x1, y1, x2, y2] = self.box_pixels(width, height);
+        self.quad_pixels(width, height).unwrap_or([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
     }
 }
 
@@ -102,15 +120,16 @@ fn tagged<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a st
     text.strip_prefix(open)?.split_once(close)
 }
 
-/// `(1,2),(3,4)` to pairs.
+/// `(1,2),(3,4)` to pairs; white space may stand between all parts.
 fn corners(text: &str) -> Option<Vec<[i64; 2]>> {
-    let text = text.trim().strip_prefix('(')?.strip_suffix(')')?;
-    let pair = |part: &str| {
-        let (x, y) = part.split_once(',')?;
+    let pair = |(nth, part): (usize, &str)| {
+        let part = part.trim_start();
+        let part = if nth == 0 { part } else { part.strip_prefix(',')?.trim_start() };
+        let (x, y) = part.strip_prefix('(')?.split_once(',')?;
         let number = |s: &str| s.trim().parse::<i64>().ok().filter(|n| n.abs() <= 1_000_000);
         Some([number(x)?, number(y)?])
     };
-    text.split("),(").map(pair).collect()
+    text.trim_end().strip_suffix(')')?.split(')').enumerate().map(pair).collect()
 }
 
 #[cfg(test)]
@@ -134,7 +153,7 @@ mod tests {
         let ids = tokenizer.special_ids();
         let vocabulary = Arc::new(tokenizer.vocabulary(&[ids.eod, ids.im_end, ids.im_start]));
         let grammar = Arc::new(Grammar::parse(GRAMMAR).unwrap());
-        let (mut state, mut n_regions) = (7u64, 0);
+        let (mut state, mut n_regions, mut n_quads) = (7u64, 0, 0);
         for _ in 0..20 {
             let (mut matcher, mut answer) = (Matcher::new(grammar.clone(), vocabulary.clone()).unwrap(), Vec::new());
             while answer.len() < 2000 || !matcher.may_end() {
@@ -149,10 +168,11 @@ mod tests {
             let text = String::from_utf8(answer).unwrap();
             let (found, n_malformed) = regions(&text);
             assert_eq!(n_malformed, 0, "{text}");
+            n_quads += found.iter().filter(|r| r.quad_1000().is_some()).count();
             assert!(found.iter().flat_map(|r| &r.corners_1000).flatten().all(|n| (0..=1000).contains(n)), "{text}");
             n_regions += found.len();
         }
-        assert!(n_regions > 500, "{n_regions}");
+        assert!(n_regions > 500 && n_quads > 100, "{n_regions}, {n_quads} of them quads");
     }
 
     #[test]
@@ -165,7 +185,11 @@ mod tests {
             0,
         );
         check("<quad>(1,2),(9,3),(8,7),(2,6)</quad>", &[(None, [1, 2, 9, 7])], 0);
+        // As the paper prints them.
+        check("<ref>It is</ref><quad> (1,2), (9,3), (8,7),\n(2,6)</quad>", &[(Some("It is"), [1, 2, 9, 7])], 0);
         check("<box>(1,2)</box><box>(a,b),(c,d)</box><box>(1,2),(3", &[], 3);
+        check("<box>(1,2)(3,4)</box><box>(1,2),(3,4),</box><box>()</box><box>)</box><box></box>", &[], 5);
+        check("<quad>(1,2),(9,3)</quad><box>(1,2),(9,3),(8,7),(2,6)</box>", &[], 2);
         check("1 < 2 <br> <ref>x</ref> y <box>( 1 , 2 ),(3,4)</box>", &[(None, [1, 2, 3, 4])], 0);
     }
 
@@ -175,5 +199,9 @@ mod tests {
         assert_eq!(region.box_pixels(640, 480), [343, 244, 376, 288]);
         let outside = Region { label: None, corners_1000: vec![[-5, 0], [2000, 999]] };
         assert_eq!(outside.box_pixels(100, 100), [0, 0, 100, 99]);
+        assert_eq!(outside.quad_pixels(100, 100), None);
+        let quad = Region { label: None, corners_1000: vec![[505, -5], [1000, 509], [500, 2000], [0, 500]] };
+        assert_eq!(quad.quad_pixels(100, 100), Some([[50, 0], [100, 50], [50, 100], [0, 50]]));
+        assert_eq!(quad.box_pixels(100, 100), [0, 0, 100, 100]);
     }
 }

@@ -1,14 +1,15 @@
 //! `qvl ask --annotate`: the picture that is written. (What regions look like on it is tested where they are drawn; this
-//! model names none.)
+//! model names none, so a label is drawn by `/boxes` of a chat that was saved.)
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use qvl::image::{Orientation, Picture, load};
+use serde_json::json;
 
 use crate::models::random;
-use crate::programs::{Ran, qvl, repository, run};
+use crate::programs::{Ran, qvl, repository, run, run_with_input};
 
 /// `qvl ask` of 8 greedy tokens, among the pictures.
 fn ask(args: &[&str], annotate: &Path) -> Ran {
@@ -80,6 +81,33 @@ fn the_picture_is_written_as_it_was_seen() {
     // A picture in the text of a raw prompt comes after those of -i.
     ask(&["--raw", "-i", "turned.jpg", "<img>stripes.png</img>Stripes"], &path).ok();
     assert_eq!(read(&path), original("stripes.png", Orientation::Upright));
+}
+
+/// The picture with a region of this label drawn on it.
+fn labelled(label: &str) -> Picture {
+    let dir = tempfile::tempdir().unwrap();
+    let (chat, out) = (dir.path().join("chat.json"), dir.path().join("out.png"));
+    let turn = json!({
+        "pictures": [repository("tests/data/pictures/gradient.png")],
+        "question": "Where?",
+        "answer": format!("<ref>{label}</ref><box>(300,300),(700,700)</box>"),
+    });
+    let saved = json!({"format": "qvl-chat", "version": 1, "system": "", "turns": [turn]});
+    fs::write(&chat, saved.to_string()).unwrap();
+    let mut command = qvl();
+    let lines = format!("/load {}\n/boxes {}\n", chat.display(), out.display());
+    run_with_input(command.args(["chat", "-q", "-m"]).arg(random().text), lines.as_bytes()).ok();
+    read(&out)
+}
+
+/// Not as the empty boxes that stand for what no font here has.
+#[test]
+fn labels_are_in_chinese_too() {
+    let [one, other, missing] = ["击掌", "掌击", "👍🐕"].map(labelled);
+    assert!(one != other && one != missing && other != missing);
+    assert!(missing == labelled("🐕👍"));
+    let original = original("gradient.png", Orientation::Upright);
+    assert_eq!((one.width(), one.height()), (original.width(), original.height()));
 }
 
 #[test]

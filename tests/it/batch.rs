@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use qvl::image::{FileFormat, Picture, encode};
 use serde_json::{Value, json};
 
 use crate::models::random;
@@ -129,6 +130,51 @@ fn what_is_wrong_with_one_does_not_stop_the_others() {
     assert!(retried.err.contains("0 answered, 6 failed"), "{retried:?}");
 }
 
+/// Every kind of line that is no item: it is named by its number, and the next one is answered.
+#[test]
+fn bad_lines_are_named_and_passed_over() {
+    let dir = Dir::new();
+    let deep = "[".repeat(100_000);
+    let bad: [(&[u8], &str); 16] = [
+        (b"not JSON", "not an item"),
+        (b"{\"prompt\": \"cut", "not an item"),
+        (b"\xff\xfe{}", "not an item"),
+        (b"{\"prompt\": \"\xc3\x28\"}", "not an item"),
+        (b"null", "not an item"),
+        (b"17", "not an item"),
+        (b"[\"shapes.png\"]", "not an item"),
+        (b"\0", "not an item"),
+        (deep.as_bytes(), "not an item"),
+        (b"{\"prompt\": \"a\", \"prompt\": \"b\"}", "not an item"),
+        (b"{\"prompt\": 3}", "not an item"),
+        (b"{\"prompt\": \"a\", \"n\": -1}", "not an item"),
+        (b"{\"prompt\": \"a\", \"images\": \"shapes.png\"}", "not an item"),
+        (b"{\"prompt\": \"a\", \"id\": {}}", "its id is neither text nor a number"),
+        (b"{\"prompt\": \"a\", \"region\": [1, 2]}", "expected a region"),
+        (b"{\"prompt\": \"a\", \"temp\": 1e9}", "temp"),
+    ];
+    // A byte order mark, lines that end as on Windows, and empty ones.
+    let mut file = b"\xef\xbb\xbf{\"id\": \"first\", \"prompt\": \"Hello\"}\r\n".to_vec();
+    for (nth, (line, _)) in bad.iter().enumerate() {
+        file.extend_from_slice(line);
+        file.extend_from_slice(format!("\n \r\n{{\"id\": {nth}, \"prompt\": \"Hello\"}}\n").as_bytes());
+    }
+    let (input, output) = (dir.path("in.jsonl"), dir.path("out.jsonl"));
+    fs::write(&input, file).unwrap();
+    let ran = run(&mut batch_of("1", &input, &output)).ok();
+    assert!(ran.err.contains("17 answered, 16 failed"), "{ran:?}");
+    let found = results(&output);
+    assert!(found["\"first\""]["text"].is_string());
+    for (nth, (_, part)) in bad.iter().enumerate() {
+        assert!(found[&nth.to_string()]["text"].is_string(), "{nth}");
+        let number = 2 + 3 * nth;
+        let line = &found[&format!("\"line {number}\"")];
+        let error = line["error"].as_str().unwrap();
+        assert!(error.starts_with(&format!("line {number}: ")) && error.contains(part), "{error}");
+        assert!(line["code"] == 2 && error.len() < 300, "{error}");
+    }
+}
+
 /// A raw prompt of nothing has no position to answer from; the next item has.
 #[test]
 fn an_empty_raw_prompt_does_not_stop_the_others() {
@@ -159,6 +205,48 @@ fn a_directory_is_one_question_about_each_picture() {
     run(&mut batch(&pictures, &dir.path("other"))).fails(2, "give it with -p");
     fs::create_dir(dir.path("empty")).unwrap();
     run(batch(&dir.path("empty"), &dir.path("other")).args(["-p", "What?"])).fails(2, "no pictures");
+}
+
+/// Pictures as people have them by the thousand: some are none. Each is answered or named, once.
+#[test]
+fn a_directory_of_a_thousand_is_gone_through() {
+    let dir = Dir::new();
+    let pictures = dir.path("pictures");
+    fs::create_dir(&pictures).unwrap();
+    let good = |k: usize| {
+        let pixels = (0..5 * 4 * 3).map(|i| (i * 7 + k * 31) as u8).collect();
+        let mut bytes = Vec::new();
+        encode(&Picture::new(5, 4, pixels).unwrap(), FileFormat::Png, &mut bytes).unwrap();
+        bytes
+    };
+    let broken = |k: usize| match k % 5 {
+        0 => Vec::new(),
+        1 => good(k)[..40].to_vec(),
+        2 => b"<html>Not Found</html>".to_vec(),
+        3 => b"\xff\xd8\xff\xe0\0\x10JFIF".to_vec(),
+        _ => vec![0; 100],
+    };
+    for k in 0..1000 {
+        let bytes = if k % 16 == 3 { broken(k) } else { good(k) };
+        fs::write(pictures.join(format!("{k:04}.png")), bytes).unwrap();
+    }
+    fs::write(pictures.join("notes.txt"), "not asked about").unwrap();
+    fs::create_dir(pictures.join("directory.png")).unwrap();
+    let output = dir.path("out.jsonl");
+    let run = || run(batch_of("1", &pictures, &output).args(["-p", "What?", "--parallel", "32"])).ok();
+    let ran = run();
+    assert!(ran.err.contains("937 answered, 63 failed"), "{ran:?}");
+    let found = results(&output);
+    assert_eq!(found.len(), 1000);
+    for k in 0..1000 {
+        let name = format!("{k:04}.png");
+        let line = &found[&format!("\"{name}\"")];
+        match k % 16 {
+            3 => assert!(line["code"] == 4 && line["error"].as_str().unwrap().contains(&name), "{line}"),
+            _ => assert!(line["text"].is_string(), "{line}"),
+        }
+    }
+    assert!(run().err.contains("0 answered, 1000 were done before"));
 }
 
 #[test]
@@ -229,6 +317,37 @@ fn the_first_ctrl_c_ends_it_and_says_how_to_go_on() {
     let ran = Ran::from(child.wait_with_output().unwrap());
     assert_eq!((ran.code, ran.err.as_str()), (130, "error: interrupted; the same command goes on from here\n"));
     assert!((1..40).contains(&results(&output).len()));
+}
+
+/// The second of two runs on one output says so and touches nothing; a first one that was killed is in nobody's way.
+#[test]
+fn one_output_is_one_runs() {
+    let dir = Dir::new();
+    let input = dir.input(&questions(24));
+    let output = dir.path("out.jsonl");
+    // Long answers: it is still at work when the second begins.
+    let mut first = batch_of("400", &input, &output).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while fs::read_to_string(&output).map_or(0, |text| text.matches('\n').count()) == 0 {
+        assert!(first.try_wait().unwrap().is_none(), "it has more to do");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    run(&mut batch_of("24", &input, &output)).fails(1, "another qvl batch is writing this output");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    run(&mut batch_of("24", &input, &output)).ok();
+    assert_eq!(results(&output).len(), 24);
+
+    // Half a line may be one that the other run is writing.
+    let whole = fs::read_to_string(&output).unwrap();
+    let cut = &whole[..whole.len() - 3];
+    fs::write(&output, cut).unwrap();
+    let held = fs::OpenOptions::new().read(true).write(true).open(&output).unwrap();
+    held.lock().unwrap();
+    run(&mut batch_of("24", &input, &output)).fails(1, "out.jsonl: another qvl batch");
+    assert_eq!(fs::read_to_string(&output).unwrap(), cut);
+    drop(held);
+    run(&mut batch_of("24", &input, &output)).ok();
+    assert_eq!(results(&output).len(), 24);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use qvl::grounding;
 use qvl::image::{Orientation, load};
 use serde_json::{Value, json};
 
-use crate::models::{Model, converted, random, tiny};
+use crate::models::{Model, base, random, tiny};
 use crate::programs::{EXACT, Ran, qvl, repository, run, run_with_input};
 
 /// `qvl chat`, greedy, at most 24 tokens an answer, among the pictures.
@@ -258,14 +258,7 @@ fn wrong_flags_are_found_before_anything_is_loaded() {
     say(chat(&random()).args(["-i", "-"]), &["One?"]).fails(2, "stdin");
     say(chat(&random()).args(["-i", "missing.png"]), &["One?"]).fails(4, "missing.png");
     say(chat(&random()).args(["-fa", "off", "-ctv", "q8_0"]), &["One?"]).fails(2, "flash attention");
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(repository("models/qvl-random")).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    let config = fs::read_to_string(dir.path().join("generation_config.json")).unwrap();
-    fs::write(dir.path().join("generation_config.json"), config.replace("chatml", "raw")).unwrap();
-    say(&mut chat(&converted(dir.path(), "f32", "f32")), &["One?"]).fails(2, "ask --raw");
+    say(&mut chat(&base("qvl-random", "f32", "f32")), &["One?"]).fails(2, "ask --raw");
 }
 
 /// A chat that is still open.

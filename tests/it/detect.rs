@@ -4,13 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use qvl::gguf::Gguf;
 use qvl::image::{Orientation, load};
+use qvl::names::{text_tensor, vocab};
 use serde_json::Value;
 
-use crate::models::{random, tiny};
+use crate::models::{base, random, tiny};
 use crate::programs::{qvl, repository, run};
 
-/// The demo's picture of 480 × 360 pixels, on which a purple star stands alone.
+/// The demo's picture of 480 × 420 pixels, on which a purple star stands alone.
 fn picture() -> PathBuf {
     repository("models/qvl-tiny/demo/shapes.png")
 }
@@ -95,6 +97,84 @@ fn regions_are_always_well_formed() {
             assert!(x1 <= x2 && y1 <= y2, "{json}");
         }
     }
+}
+
+/// A model that writes quads where it may: its output row of `<quad>` is made long, so that the tag is either likely or
+/// unlikely beyond measure from one token to the next. Nobody here has trained one.
+fn fond_of_quads(dir: &Path) -> PathBuf {
+    let mut file = fs::read(random().text).unwrap();
+    let gguf = Gguf::parse(&file).unwrap();
+    let tokens = gguf.strings(vocab::TOKENS).unwrap();
+    let id = tokens.iter().position(|token| token == "<quad>").unwrap();
+    let output = gguf.tensor(text_tensor::OUTPUT).unwrap();
+    let (at, n_bytes) = (output.offset as usize, output.dims[0] as usize * 4);
+    for value in file[at + id * n_bytes..][..n_bytes].chunks_exact_mut(4) {
+        let long = f32::from_le_bytes(value.try_into().unwrap()) * 1e4;
+        value.copy_from_slice(&long.to_le_bytes());
+    }
+    let path = dir.join("quads.gguf");
+    fs::write(&path, file).unwrap();
+    path
+}
+
+#[test]
+fn quads_are_regions_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fond_of_quads(dir.path());
+    let detect = |args: &[&str]| {
+        let mut command = qvl();
+        command.current_dir(repository("tests/data/pictures")).args(["detect", "-q", "-n", "60", "-m"]).arg(&model);
+        command.arg("--mmproj").arg(random().mmproj).args(["-i", "gradient.png", "thing"]).args(args);
+        run(&mut command)
+    };
+    let (drawn, crops) = (dir.path().join("a.png"), dir.path().join("crops"));
+    let json = detect(&["--json", "-o", drawn.to_str().unwrap(), "--crop", crops.to_str().unwrap()]).json();
+    let of = |value: &Value| -> Vec<[i64; 2]> { serde_json::from_value(value.clone()).unwrap() };
+    let quads: Vec<_> = json["regions"].as_array().unwrap().iter().filter(|r| r.get("quad").is_some()).collect();
+    assert!(!quads.is_empty(), "{json}");
+    for region in &quads {
+        let quad = of(&region["quad"]);
+        assert!(quad.len() == 4 && of(&region["quad_1000"]).len() == 4, "{region}");
+        let [xs, ys] = [0, 1].map(|i| quad.iter().map(|corner| corner[i]).collect::<Vec<_>>());
+        let around = [xs.iter().min(), ys.iter().min(), xs.iter().max(), ys.iter().max()];
+        assert_eq!(region["box"], serde_json::json!(around));
+        // gradient.png
+        assert!(xs.iter().all(|x| (0..=200).contains(x)) && ys.iter().all(|y| (0..=150).contains(y)), "{region}");
+    }
+    let numbers = of(&quads[0]["quad"]).concat().iter().map(i64::to_string).collect::<Vec<_>>();
+    let label = quads[0]["label"].as_str().unwrap_or("thing");
+    let text = detect(&[]).ok().out;
+    assert!(text.contains(&format!("{label}\t{}\n", numbers.join(","))), "{text}");
+    let csv = detect(&["--csv"]).ok().out;
+    assert!(csv.starts_with("image,width,height,label,x1,y1,x2,y2,quad\n"), "{csv}");
+    assert!(csv.contains(&format!(",{}\n", numbers.join(" "))), "{csv}");
+    let coco = detect(&["--coco"]).json();
+    let is_first = |a: &&Value| a["segmentation"] == serde_json::json!([of(&quads[0]["quad"]).concat()]);
+    assert!(coco["annotations"].as_array().unwrap().iter().any(|a| is_first(&a)), "{coco}");
+    let n_regions = json["regions"].as_array().unwrap().len();
+    assert_eq!(fs::read_dir(&crops).unwrap().count(), n_regions);
+    let original = load(&repository("tests/data/pictures/gradient.png"), Orientation::Upright).unwrap();
+    assert!(load(&drawn, Orientation::Upright).unwrap() != original);
+}
+
+/// A base model completes `<ref>PHRASE</ref><box>`. (This one has not learned to, but what it writes is a place.)
+#[test]
+fn a_base_model_names_a_place() {
+    let model = base("qvl-tiny", "f16", "f16");
+    let detect = |args: &[&str]| {
+        let mut command = qvl();
+        command.args(["detect", "-m"]).arg(&model.text).arg("-i").arg(picture());
+        run(command.args(args))
+    };
+    let json = detect(&["--json", "purple star"]).json();
+    let regions = found(&json);
+    assert!(!regions.is_empty() && json["malformed_regions"] == 0, "{json}");
+    assert!(json["text"].as_str().unwrap().starts_with("<ref>purple star</ref><box>("), "{json}");
+    for (label, [x1, y1, x2, y2]) in regions {
+        assert!(label == "purple star" && 0 <= x1 && x1 <= x2 && x2 <= 480 && 0 <= y1 && y1 <= y2 && y2 <= 420);
+    }
+    detect(&["--prompt", "Where is {}?", "star"]).fails(2, "leave --prompt out");
+    detect(&["--system", "Be brief.", "star"]).fails(2, "system message");
 }
 
 #[test]

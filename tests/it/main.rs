@@ -89,5 +89,8 @@ mod inspect;
 /// `qvl detect`: regions as data.
 mod detect;
 
+/// Parts of pictures in questions: `--region`, `/region`, and a batch's `region`.
+mod regions;
+
 /// `qvl doctor`, completions and man pages.
 mod manual;

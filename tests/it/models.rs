@@ -1,6 +1,7 @@
 //! Checkpoints of this repository, converted once a type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
@@ -31,6 +32,26 @@ pub fn random_as(text_type: &str, vision_type: &str) -> Model {
 /// `models/qvl-tiny`, which was trained to see, in these types.
 pub fn tiny(text_type: &str, vision_type: &str) -> Model {
     converted(&repository("models/qvl-tiny"), text_type, vision_type)
+}
+
+/// A checkpoint of `models` as if it were a base model, whose prompts are raw.
+pub fn base(name: &str, text_type: &str, vision_type: &str) -> Model {
+    static COPIED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-base"));
+    let mut copied = COPIED.lock().unwrap_or_else(|e| e.into_inner());
+    if copied.insert(name.to_owned()) {
+        fs::create_dir_all(&dir).unwrap();
+        for entry in fs::read_dir(repository("models").join(name)).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+            }
+        }
+        let config = dir.join("generation_config.json");
+        let chat = fs::read_to_string(&config).unwrap();
+        fs::write(&config, chat.replace("chatml", "raw")).unwrap();
+    }
+    drop(copied);
+    converted(&dir, text_type, vision_type)
 }
 
 /// A checkpoint converted to these types, each in a directory of its own below cargo's temporary one. The first caller

@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
+use qvl::grounding::Selection;
 use qvl::image::{self, ImageSource};
 use serde::Deserialize;
 use serde_json::Value;
 
 /// Longest line in bytes; pictures may stand in it as data: addresses.
-const MAX_LINE_BYTES: usize = 256 << 20;
+const MAX_LINE_BYTES: u64 = 256 << 20;
 
 /// One thing to ask.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Item {
     pub images: Vec<ImageSource>,
     /// The question.
     pub prompt: String,
+    /// Parts of the pictures that it is about.
+    pub regions: Vec<Selection>,
     /// What this item asks of the generation, beside the command line.
     pub wishes: Wishes,
 }
@@ -49,6 +52,7 @@ struct Line {
     images: Option<Vec<String>>,
     #[serde(alias = "question")]
     prompt: Option<String>,
+    region: Option<Value>,
     #[serde(flatten)]
     wishes: Wishes,
 }
@@ -148,18 +152,25 @@ impl Items {
             Source::Files(files) => Ok(files.next().map(|path| {
                 let id = Value::from(path.file_name().unwrap_or_default().to_string_lossy());
                 let prompt = self.prompt.clone().unwrap_or_default();
-                let item =
-                    Item { id: id.clone(), images: vec![ImageSource::Path(path)], prompt, wishes: Wishes::default() };
+                let images = vec![ImageSource::Path(path)];
+                let item = Item { id: id.clone(), images, prompt, regions: Vec::new(), wishes: Wishes::default() };
                 (id, Ok(item))
             })),
             Source::Lines { lines, path, n_lines } => loop {
                 let mut bytes = Vec::new();
                 let failed = |e| Error::usage("cannot read the input").because(e).at(path);
-                let n = lines.read_until(b'\n', &mut bytes).map_err(failed)?;
+                let n = lines.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes).map_err(failed)?;
                 if n == 0 {
                     return Ok(None);
                 }
                 *n_lines += 1;
+                if n as u64 > MAX_LINE_BYTES && !bytes.ends_with(b"\n") {
+                    lines.skip_until(b'\n').map_err(failed)?;
+                }
+                // Editors on Windows put a byte order mark in front of a file.
+                if *n_lines == 1 && bytes.starts_with("\u{feff}".as_bytes()) {
+                    bytes.drain(.."\u{feff}".len());
+                }
                 let text = String::from_utf8_lossy(&bytes);
                 if text.trim().is_empty() {
                     continue;
@@ -176,7 +187,7 @@ fn item(bytes: &[u8], number: usize, dir: &Path, prompt: Option<&str>) -> Named 
     // A line that is no JSON at all is named by its number.
     let unnamed = Value::from(format!("line {number}"));
     let wrong = |what: String| Error::usage(format!("line {number}: {what}"));
-    if bytes.len() > MAX_LINE_BYTES {
+    if bytes.len() as u64 > MAX_LINE_BYTES {
         return (unnamed, Err(wrong("it is longer than 256 MiB".to_owned())));
     }
     let line: Line = match serde_json::from_slice(bytes) {
@@ -202,6 +213,10 @@ fn item(bytes: &[u8], number: usize, dir: &Path, prompt: Option<&str>) -> Named 
         Ok(images) => images,
         Err(e) => return (id, Err(wrong(e.to_string()))),
     };
+    let regions = match line.region.as_ref().map_or(Ok(Vec::new()), regions) {
+        Ok(regions) => regions,
+        Err(e) => return (id, Err(wrong(e.to_string()))),
+    };
     let Some(prompt) = line.prompt.or_else(|| prompt.map(str::to_owned)) else {
         return (id, Err(wrong("it has no prompt; give one for all with -p".to_owned())));
     };
@@ -209,11 +224,27 @@ fn item(bytes: &[u8], number: usize, dir: &Path, prompt: Option<&str>) -> Named 
     if !temp_is_sound {
         return (id, Err(wrong("its temp is not a number from 0 to 100".to_owned())));
     }
-    (id.clone(), Ok(Item { id, images, prompt, wishes: line.wishes }))
+    (id.clone(), Ok(Item { id, images, prompt, regions, wishes: line.wishes }))
 }
 
 fn is_name(id: &Value) -> bool {
     id.is_string() || id.is_number()
+}
+
+/// The regions of a line: one, or a list of them; each as `[x1, y1, x2, y2]`, or as text like `--region` takes it.
+fn regions(value: &Value) -> Result<Vec<Selection>> {
+    let list = match value {
+        Value::Array(list) if list.first().is_none_or(|value| !value.is_number()) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let one = |value: &Value| match value {
+        Value::String(text) => Selection::parse(text),
+        _ => match serde_json::from_value::<[f64; 4]>(value.clone()) {
+            Ok(corners) => Selection::new(corners),
+            Err(_) => Err(Error::usage(format!("expected a region [x1, y1, x2, y2] in pixels, found {value}"))),
+        },
+    };
+    list.iter().map(one).collect()
 }
 
 /// A picture of a line. Nothing is fetched: the user typed no address. A path that is not there as it stands may be meant
@@ -250,6 +281,12 @@ mod tests {
             (json!(3), "Who?", Some(0.0), Some(5))
         );
         assert_eq!(item.images, [ImageSource::Path("a.png".into())]);
+        let regions = |text: &str| read(&format!(r#"{{"image": "a.png", "region": {text}}}"#)).1.unwrap().regions;
+        let one = Selection::parse("1,2,3,4.5").unwrap();
+        assert_eq!(regions("[3, 4.5, 1, 2]"), std::slice::from_ref(&one));
+        assert_eq!(regions(r#"[[1, 2, 3, 4.5], "1,2,3,4.5"]"#), [one.clone(), one]);
+        assert_eq!(regions(r#""2:1,2,3,4""#), [Selection::parse("2:1,2,3,4").unwrap()]);
+        assert_eq!((regions("null"), regions("[]")), (Vec::new(), Vec::new()));
         let (id, item) = read(r#"{"images": ["a.png", "-"]}"#);
         assert_eq!((id, item.unwrap().prompt.as_str()), (json!("line 7"), "What?"));
     }
@@ -269,6 +306,10 @@ mod tests {
         check(r#"{"id": 1, "image": "http://x/a.png"}"#, json!(1), "not fetched");
         check(r#"{"id": 1, "image": "s3://x/a.png"}"#, json!(1), "not read");
         check(r#"{"id": 1, "temp": -1}"#, json!(1), "temp");
+        check(r#"{"id": 1, "region": [1, 2, 3]}"#, json!(1), "expected a region [x1, y1, x2, y2] in pixels");
+        check(r#"{"id": 1, "region": [[1, 2, 3, 4], 5]}"#, json!(1), "found 5");
+        check(r#"{"id": 1, "region": "1,2"}"#, json!(1), "expected x1,y1,x2,y2");
+        check(r#"{"id": 1, "region": [1, 2, 1, 4]}"#, json!(1), "nothing inside");
         let (_, item) = super::item(b"{\"id\": 1}", 7, Path::new(""), None);
         assert!(item.unwrap_err().to_string().contains("no prompt"));
     }

@@ -2,7 +2,7 @@
 //! stopped at any moment.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -26,8 +26,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes it. A last line without its end, which a killed run left, is cut off. Errors: it cannot be read or
-    /// written; it holds a line that no batch wrote, and stays as it is.
+    /// Opens or makes it, for this process alone. A last line without its end, which a killed run left, is cut off. Errors:
+    /// it cannot be read or written; another run writes it, or it holds a line that no batch wrote: then it stays as it is.
     pub fn open(path: &Path, failed: Failed) -> Result<Self> {
         if path.is_dir() {
             return Err(Error::usage("the output is a directory; name a file").at(path));
@@ -35,6 +35,13 @@ impl Journal {
         let cannot = |e: std::io::Error| Error::other("cannot write the output").because(e).at(path);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(cannot)?;
+        // Of two runs each would take the line that the other is writing for half a line, and cut it off. The lock is the
+        // open file's and ends with the process, however that ends. A file system that knows no locks is no reason to stop:
+        // they guard against a mistake.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            let what_to_do = "let it end, or name another output (each --shard its own)";
+            return Err(Error::other(format!("another qvl batch is writing this output; {what_to_do}")).at(path));
+        }
         let (mut done, mut n_kept, mut n_lines) = (HashSet::new(), 0, 0);
         let mut lines = BufReader::new(&file);
         let mut line = Vec::new();
@@ -116,6 +123,7 @@ mod tests {
         let (_dir, path) = written("{\"id\":1,\"error\":\"no\"}\n{\"id\":2,\"text\":\"\"}\n");
         let journal = Journal::open(&path, Failed::Keep).unwrap();
         assert!(journal.has(&json!(1)) && journal.has(&json!(2)));
+        drop(journal);
         let journal = Journal::open(&path, Failed::Retry).unwrap();
         assert!(!journal.has(&json!(1)) && journal.has(&json!(2)));
     }

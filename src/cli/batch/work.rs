@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::super::answers::{finish_reason, ms, regions, sampling, stops};
 use super::super::args::{BatchArgs, GenerationArgs, ImageArgs};
-use super::super::ask::build_prompt;
+use super::super::asked::Asked;
 use super::super::pipeline;
 use super::super::see::{TextMemory, Viewer};
 use super::super::{STOP, room, structure};
@@ -208,23 +208,26 @@ impl<'a> Worker<'a> {
         generation.temp = item.wishes.temp.or(generation.temp);
         generation.seed = item.wishes.seed.or(generation.seed);
         generation.system = item.wishes.system.or(generation.system);
-        if self.raw && generation.system.is_some() {
-            return Err(Error::usage("a system message has no place in a raw prompt"));
-        }
-        let (prompt, sources) =
-            build_prompt(self.text, &item.prompt, item.images, self.raw, generation.system.as_deref())?;
-        let n_prompt = prompt.n_positions(h.n_queries);
-        if n_prompt == 0 {
-            return Err(Error::usage("the prompt is empty"));
-        }
+        let asked = Asked {
+            question: &item.prompt,
+            n_pictures: item.images.len(),
+            regions: &item.regions,
+            format: if self.raw { ChatFormat::Raw } else { ChatFormat::ChatMl },
+            system: generation.system.as_deref(),
+            past: None,
+        };
         let limit = self.args.context.ctx_size.map_or(h.context_length, |n| n as usize);
-        if n_prompt > limit {
-            return Err(too_long(n_prompt, limit));
-        }
-        let n_predict = generation.predict.unwrap_or(h.max_new_tokens).min(limit - n_prompt);
+        let measured = |prompt: &Prompt| match prompt.n_positions(h.n_queries) {
+            0 => Err(Error::usage("the prompt is empty")),
+            n_prompt if n_prompt > limit => Err(too_long(n_prompt, limit)),
+            n_prompt => Ok(n_prompt),
+        };
+        let (prompt, sources) = asked.prompt(self.text, item.images)?;
+        // Once before any picture is read.
+        measured(&prompt)?;
         let start = Instant::now();
         let mut images = Vec::with_capacity(sources.len());
-        let mut size = None;
+        let mut sizes = Vec::with_capacity(sources.len());
         for source in &sources {
             let key = format!("{source:?}");
             let (seen, pixels) = match looked.get(&key) {
@@ -237,9 +240,14 @@ impl<'a> Worker<'a> {
                 }
             };
             images.push(seen);
-            size = Some(pixels);
+            sizes.push(pixels);
         }
-        Ok(Ready { id: item.id, prompt, n_prompt, images, size, generation, n_predict, encode: start.elapsed() })
+        let encode = start.elapsed();
+        let prompt = asked.with_regions(self.text, prompt, &sizes)?;
+        let n_prompt = measured(&prompt)?;
+        let n_predict = generation.predict.unwrap_or(h.max_new_tokens).min(limit - n_prompt);
+        let size = sizes.last().copied();
+        Ok(Ready { id: item.id, prompt, n_prompt, images, size, generation, n_predict, encode })
     }
 
     /// The rows of a picture. Of all weights only the vision model's are used, and none if the picture is known.

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
+use qvl::grounding::Selection;
 use qvl::image::ImageSource;
 
 use super::words::{first_word, literal};
 
 /// A line, understood.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Input {
     /// White space.
     Nothing,
@@ -16,6 +17,8 @@ pub enum Input {
     Message(String),
     /// Pictures, as `-i` takes them, and the question behind them, which may be empty.
     Pictures(Vec<PathBuf>, String),
+    /// Parts of pictures, and the question about them.
+    Region(Vec<Selection>, String),
     /// Forget everything.
     Clear,
     /// Take back what came last.
@@ -43,6 +46,9 @@ pub enum Input {
 /// What `/help` shows.
 pub const HELP: &str = "\
 /image PATH [QUESTION]  show a picture; so does a message that begins with a picture's path
+/region X1,Y1,X2,Y2 QUESTION
+                        ask about a part of the last picture, in its pixels (2:X1,Y1,X2,Y2: of picture 2);
+                        a {} in the question is its place, else it stands in front
 /clear                  forget the conversation
 /undo                   take back the last question, or a picture without one
 /retry                  answer the last question again, with another seed
@@ -56,9 +62,9 @@ A line that ends with \\ goes on in the next one. //TEXT sends /TEXT. Ctrl-C end
 ";
 
 /// Names for completion.
-pub const NAMES: [&str; 13] = [
-    "/boxes", "/clear", "/exit", "/help", "/image", "/load", "/quit", "/retry", "/save", "/set", "/system", "/tokens",
-    "/undo",
+pub const NAMES: [&str; 14] = [
+    "/boxes", "/clear", "/exit", "/help", "/image", "/load", "/quit", "/region", "/retry", "/save", "/set", "/system",
+    "/tokens", "/undo",
 ];
 
 /// What a line may refer to.
@@ -93,6 +99,7 @@ pub fn parse(line: &str, place: &Place<'_>) -> Result<Input> {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     match name {
         "image" => place.pictures(rest, First::Any).ok_or_else(|| Error::usage("which picture? /image PATH")),
+        "region" => region(rest),
         "clear" => alone(Input::Clear),
         "undo" => alone(Input::Undo),
         "retry" => alone(Input::Retry),
@@ -112,6 +119,24 @@ pub fn parse(line: &str, place: &Place<'_>) -> Result<Input> {
             Err(Error::usage(format!("/{path} is neither a command nor a picture; //.. sends a message with a slash")))
         }
         _ => Err(Error::usage(format!("there is no command /{name}; /help lists them"))),
+    }
+}
+
+/// Regions at the beginning of a text, and the question behind them.
+fn region(text: &str) -> Result<Input> {
+    let (mut regions, mut rest) = (Vec::new(), text);
+    while !rest.is_empty() {
+        let (word, behind) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        match Selection::parse(word) {
+            Ok(region) => regions.push(region),
+            Err(e) if regions.is_empty() => return Err(e),
+            Err(_) => break,
+        }
+        rest = behind.trim_start();
+    }
+    match regions.is_empty() || rest.is_empty() {
+        true => Err(Error::usage("which part, and what about it? /region X1,Y1,X2,Y2 QUESTION")),
+        false => Ok(Input::Region(regions, rest.to_owned())),
     }
 }
 
@@ -239,6 +264,10 @@ mod tests {
     #[test]
     fn commands_and_their_words() {
         check("/clear", Input::Clear);
+        let part = |text: &str| Selection::parse(text).unwrap();
+        check("/region 1,2,3,4 What is\nit?", Input::Region(vec![part("1,2,3,4")], "What is\nit?".to_owned()));
+        let two = vec![part("1,2,3,4"), part("2:5,6,7,8")];
+        check("/region 1,2,3,4  2:5,6,7,8 {} or {}?", Input::Region(two, "{} or {}?".to_owned()));
         check(" /undo ", Input::Undo);
         check("/retry", Input::Retry);
         check("/save a.json", Input::Save("a.json".into()));
@@ -268,6 +297,10 @@ mod tests {
         fails("/foo", "/help");
         fails("/", "/help");
         fails("/clear all", "alone");
+        fails("/region", "QUESTION");
+        fails("/region 1,2,3,4", "QUESTION");
+        fails("/region 1, 2, 3, 4 What?", "expected x1,y1,x2,y2");
+        fails("/region What?", "expected x1,y1,x2,y2");
         fails("/save", "/save FILE");
         fails("/save ''", "one file");
         fails("/save a b", "quotes");

@@ -22,7 +22,7 @@ use qvl::session::TextFile;
 use qvl::text::ChatFormat;
 
 use super::args::{ChatArgs, GenerationArgs};
-use super::ask::SYSTEM;
+use super::asked::SYSTEM;
 use super::keep::SessionPath;
 use super::room::Fitted;
 use super::see::TextMemory;
@@ -150,6 +150,10 @@ impl Chat<'_> {
             Input::Nothing => {}
             Input::Message(text) => self.ask(&text, voice)?,
             Input::Pictures(paths, question) => self.show_and_ask(&paths, &question, voice)?,
+            Input::Region(regions, question) => {
+                let sizes: Vec<_> = self.conversation.pictures().iter().map(|shown| shown.size).collect();
+                self.ask(&grounding::select(&question, &regions, &sizes)?, voice)?;
+            }
             Input::Clear => {
                 self.conversation.clear();
                 self.note("forgotten");

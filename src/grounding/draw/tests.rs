@@ -104,7 +104,7 @@ fn a_label_stands_above_its_box_and_keeps_off_it() {
     let plate = changed(&bare, &after).expect("a label");
     // Four letters of 16 pixels and a margin of 4; the outline's outermost pixel is at 134 - 2.
     assert_eq!((plate.x, plate.y + plate.height, plate.height), (132, 132, 16));
-    assert_eq!(plate.width, 4 * TextSize::nearest(16).advance() + 8);
+    assert_eq!(plate.width, TextSize::nearest(16).width("dogs") + 8);
     assert_eq!(pixel(&after, plate.x, plate.y), DARK);
     // Letters are there, more in their colour than in the plate's.
     let points = (plate.y..plate.y + 16).flat_map(|y| (plate.x..plate.x + plate.width).map(move |x| (x, y)));
@@ -115,10 +115,34 @@ fn a_label_stands_above_its_box_and_keeps_off_it() {
 fn what_the_font_lacks_is_still_seen() {
     let before = plain(448, 448, [255; 3]);
     let with = |label: &str| drawn(&before, &format!("<ref>{label}</ref><box>(300,300),(700,700)</box>"));
-    assert_ne!(with("击").pixels(), with("\u{a0}").pixels());
-    assert_eq!(with("击").pixels(), with("掌").pixels());
-    assert_ne!(with("é").pixels(), with("e").pixels());
-    assert_ne!(with("ž").pixels(), with("击").pixels());
+    assert_ne!(with("👍").pixels(), with("").pixels());
+    assert_eq!(with("👍").pixels(), with("🐕").pixels());
+    let characters = ["e", "é", "ž", "д", "λ", "击", "掌", "犬", "か", "カ", "한", "、", "👍"].map(with);
+    for (i, one) in characters.iter().enumerate() {
+        assert!(!characters[..i].contains(one), "character {i}");
+    }
+}
+
+/// On every ground a plate of full width, in which strokes are as bright as the outline.
+#[test]
+fn chinese_is_readable() {
+    for (ground, side) in GROUNDS.iter().flat_map(|ground| [448, 1000].map(|side| (*ground, side))) {
+        let before = plain(side, side, ground);
+        let bare = drawn(&before, "<box>(300,300),(700,700)</box>");
+        let after = drawn(&before, "<ref>击掌</ref><box>(300,300),(700,700)</box>");
+        let plate = changed(&bare, &after).expect("a label");
+        let line = plate.height;
+        assert_eq!(plate.width, 2 * line + 2 * (line / 4), "two squares and the margins");
+        let points = (plate.y..plate.y + line).flat_map(|y| (plate.x..plate.x + plate.width).map(move |x| (x, y)));
+        let (mut n_text, mut n_plate, mut n_between) = (0, 0, 0);
+        points.for_each(|(x, y)| match pixel(&after, x, y) {
+            colour if colour == COLOURS[0] => n_text += 1,
+            DARK => n_plate += 1,
+            _ => n_between += 1,
+        });
+        let n = n_text + n_plate + n_between;
+        assert!(n_text * 8 > n && n_plate * 3 > n && n_between * 3 < n, "{n_text}, {n_plate}, {n_between} of {n}");
+    }
 }
 
 /// Whatever the model says and whatever the picture: no panic, and nothing but a label and an outline.
