@@ -387,8 +387,8 @@ class Asker:
         return Turn("it_colour", self.pick("What colour is it?", "And what colour is it?"), f"{i.colour.capitalize()}.", subject=i)
 
     WEIGHTS = {
-        "colour": 9, "shape": 7, "count": 10, "position": 8, "at_zone": 5, "exists": 7, "relation": 8, "more": 2,
-        "chart": 30, "where": 22, "frame_all": 7, "region": 8, "read": 44, "caption": 6, "grounded_caption": 4, "chinese": 6,
+        "colour": 9, "shape": 7, "count": 14, "position": 8, "at_zone": 5, "exists": 7, "relation": 12, "more": 4,
+        "chart": 30, "where": 22, "frame_all": 14, "region": 8, "read": 44, "caption": 6, "grounded_caption": 4, "chinese": 6,
     }
 
     def turn(self, kinds: dict[str, float] | None = None) -> Turn:

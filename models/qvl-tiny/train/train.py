@@ -55,8 +55,8 @@ class Stage:
 
 
 STAGES = {
-    1: Stage(3500, 48, 3e-3, Mixture(0, 0, 0), decay_from=0.5),
-    2: Stage(5600, 16, 2e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.3, vision_rate=0.2),
+    1: Stage(5000, 48, 2e-3, Mixture(0, 0, 0), decay_from=0.3),
+    2: Stage(8100, 16, 1.5e-3, Mixture(raw=0.12, two=0.06, turns=0.1), decay_from=0.15, vision_rate=0.2),
     3: Stage(600, 16, 1.5e-3, Mixture(raw=0.06, two=0.18, turns=0.2), decay_from=0.0),
 }
 N_PICTURES, N_PAGES = 40_000, 20_000
