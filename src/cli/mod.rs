@@ -5,6 +5,7 @@ mod answers;
 mod args;
 mod ask;
 mod batch;
+mod bench;
 mod cache;
 mod chat;
 mod detect;
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args, cli.quiet),
         Command::Tokenize(args) => tokenize::run_file(&args.model),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Doctor(args) => doctor::run(&args),
         Command::Cache(command) => cache::run(&command),
         Command::Completions(args) => manual::completions(args.shell),

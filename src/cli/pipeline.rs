@@ -81,6 +81,11 @@ impl Mmproj {
         Ok(())
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// Its dimensions.
     pub fn hparams(&self) -> Result<VisionHparams> {
         Ok(self.model()?.hparams().clone())

@@ -83,5 +83,8 @@ mod inspect;
 /// `qvl detect`: regions as data.
 mod detect;
 
+/// `qvl bench`: numbers that can be true, and two results held against each other.
+mod bench;
+
 /// `qvl doctor`, completions and man pages.
 mod manual;
