@@ -86,5 +86,9 @@ mod detect;
 /// `qvl bench`: numbers that can be true, and two results held against each other.
 mod bench;
 
+/// Memory of one process over many answers.
+#[cfg(target_os = "linux")]
+mod steady;
+
 /// `qvl doctor`, completions and man pages.
 mod manual;
