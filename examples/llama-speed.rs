@@ -35,13 +35,13 @@ struct Args {
     #[arg(short, value_parser = clap::value_parser!(u16).range(1..=512))]
     threads: Option<u16>,
     /// Lengths of prompts to read; 0 is none
-    #[arg(short = 'p', value_delimiter = ',', default_value = "512", value_parser = clap::value_parser!(u32).range(0..=32767))]
+    #[arg(short = 'p', value_delimiter = ',', default_value = "512", value_parser = length(0))]
     prompts: Vec<u32>,
     /// Tokens to write
-    #[arg(short = 'n', default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=32767))]
+    #[arg(short = 'n', default_value_t = 32, value_parser = length(1))]
     predict: u32,
     /// Tokens that stand in the context before
-    #[arg(short = 'd', value_delimiter = ',', default_value = "0,512,1536", value_parser = clap::value_parser!(u32).range(0..=32767))]
+    #[arg(short = 'd', value_delimiter = ',', default_value = "0,512,1536", value_parser = length(0))]
     depths: Vec<u32>,
     /// Runs of each; the median counts
     #[arg(short = 'r', default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
@@ -55,6 +55,11 @@ struct Args {
 enum Repack {
     On,
     Off,
+}
+
+/// A number of tokens, at least `least`.
+fn length(least: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=32767)
 }
 
 fn main() -> ExitCode {

@@ -288,7 +288,8 @@ fn what_cannot_be_compared_is_refused() {
     let other = changed("other.json", &|r| r["model"]["text"]["id"] = json!("0123456789abcdef"));
     for (file, part) in [(&threads, "threads: 1, now 7"), (&other, "text: ")] {
         compare(&[&old, file], &[]).fails(2, part);
-        run(&mut compare(&[&old, file], &["--force"])).ok();
+        let forced = run(&mut compare(&[&old, file], &["--force"])).ok().out;
+        assert!(forced.contains(&format!("note: {part}")), "{forced}");
     }
     // Found before anything is measured.
     let mut now = bench(&LEAST);

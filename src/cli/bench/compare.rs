@@ -65,8 +65,23 @@ impl Verdict {
 
 /// Proves that numbers of these models and settings can be held against those of `old`. Errors (kind usage): what differs.
 pub fn check(old: &Report, files: &Files, settings: &Map<String, Value>) -> Result<()> {
+    let list = differences(old, files, settings).join("; ");
+    if list.is_empty() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "these results are not of the same model and settings ({list}); --force compares them all the same"
+    )))
+}
+
+/// What decides about speed and is not the same, for people.
+fn differences(old: &Report, files: &Files, settings: &Map<String, Value>) -> Vec<String> {
     let mut different = Vec::new();
-    let mut file = |what: &str, a: Option<&ModelFile>, b: Option<&ModelFile>| {
+    let pairs = [
+        ("text", Some(&old.model.text), Some(&files.text)),
+        ("vision", old.model.vision.as_ref(), files.vision.as_ref()),
+    ];
+    for (what, a, b) in pairs {
         let of = |file: Option<&ModelFile>| match file {
             Some(file) => format!("{} {} of {} bytes", file.name, file.ty, file.bytes),
             None => "none".to_owned(),
@@ -74,9 +89,7 @@ pub fn check(old: &Report, files: &Files, settings: &Map<String, Value>) -> Resu
         if a.map(|f| &f.id) != b.map(|f| &f.id) {
             different.push(format!("{what}: {}, now {}", of(a), of(b)));
         }
-    };
-    file("text", Some(&old.model.text), Some(&files.text));
-    file("vision", old.model.vision.as_ref(), files.vision.as_ref());
+    }
     let mut keys: Vec<&String> = old.settings.keys().chain(settings.keys()).collect();
     keys.sort();
     keys.dedup();
@@ -86,13 +99,7 @@ pub fn check(old: &Report, files: &Files, settings: &Map<String, Value>) -> Resu
             different.push(format!("{}: {a}, now {b}", key.replace('_', " ")));
         }
     }
-    if different.is_empty() {
-        return Ok(());
-    }
-    let list = different.join("; ");
-    Err(Error::usage(format!(
-        "these results are not of the same model and settings ({list}); --force compares them all the same"
-    )))
+    different
 }
 
 impl Comparison {
@@ -108,7 +115,7 @@ impl Comparison {
         if lines.is_empty() {
             return Err(Error::usage("the two results have measured nothing in common; see -p, -n and -d"));
         }
-        let mut notes = Vec::new();
+        let mut notes = differences(old, &new.model, &new.settings);
         let only = |a: &Report, b: &Report| {
             let mut cases: Vec<&str> = a.results.iter().map(|row| row.case.as_str()).collect();
             cases.retain(|case| b.results.iter().all(|row| row.case != *case));
