@@ -16,7 +16,8 @@ limit_kib=2048
 cargo build --release --quiet --bin qvl
 qvl=$(cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/qvl
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+# What still runs ends as well if this script is stopped.
+trap 'kill -9 $(jobs -p) 2>/dev/null || true; rm -rf "$dir"' EXIT
 pictures=(tests/data/pictures/shapes.png tests/data/pictures/stripes.png tests/data/pictures/turned.jpg models/qvl-tiny/demo/shapes.png)
 questions=("Describe the picture." "How many objects are there?" "Where is the purple star?" "What does the word say?")
 
