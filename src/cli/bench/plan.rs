@@ -85,7 +85,7 @@ pub fn cases(args: &BenchArgs, h: &TextHparams) -> Result<Vec<Case>> {
     if args.pictured() == Pictured::Yes {
         cases.push(Case::Question { n_predict: n_predict.max(1) });
     }
-    let limit = args.context.ctx_size.map_or(h.context_length, |n| n as usize);
+    let limit = limit(args, h);
     let mut add = |case: Case, flag: &str, asked: bool| {
         let (n_read, n_written) = case.positions();
         match n_read + n_written {
@@ -111,6 +111,11 @@ pub fn cases(args: &BenchArgs, h: &TextHparams) -> Result<Vec<Case>> {
         true => Err(Error::usage("nothing is left to measure; see -p, -n and --text-only")),
         false => Ok(cases),
     }
+}
+
+/// Positions that the context may hold.
+fn limit(args: &BenchArgs, h: &TextHparams) -> usize {
+    args.context.ctx_size.map_or(h.context_length, |n| n as usize)
 }
 
 /// A plan. Having one says: the files are sound and belong together, the pictures can be read, and every case fits into
@@ -144,12 +149,12 @@ impl Plan {
         }
         let mut files = Files { text: ModelFile::of(&model.model)?, vision: None };
         let mut settings = settings(args);
-        let mut plan = Pictures::default();
+        let mut pictures = Pictures::default();
         if let Some(Case::Question { n_predict }) = cases.first().copied() {
-            plan = Pictures::new(args, &sources)?;
-            let n_prompt = question(&text, plan.sources.clone())?.0;
+            pictures = Pictures::new(args, &sources)?;
+            let n_prompt = question(&text, pictures.sources.clone())?.0;
             pipeline::session_settings(h, &args.context, n_prompt, n_predict)?;
-            let limit = args.context.ctx_size.map_or(h.context_length, |n| n as usize);
+            let limit = limit(args, h);
             if n_prompt + n_predict > limit {
                 return Err(Error::usage(format!(
                     "a question of {n_prompt} tokens and {n_predict} of its answer do not fit into the context of {limit}; \
@@ -158,9 +163,9 @@ impl Plan {
             }
             files.vision = Some(ModelFile::of(Mmproj::open(&model, &text)?.path())?);
             settings.insert("answer_tokens".to_owned(), n_predict.into());
-            settings.insert("pictures".to_owned(), plan.sizes.into());
+            settings.insert("pictures".to_owned(), pictures.sizes.into());
         }
-        Ok(Plan { cases, files, settings, written: plan.written, pictures: plan.shown, _dir: plan.dir })
+        Ok(Plan { cases, files, settings, written: pictures.written, pictures: pictures.shown, _dir: pictures.dir })
     }
 }
 
