@@ -1,4 +1,4 @@
-//! Micro-benchmarks of the parts that run before the first token: `cargo bench`.
+//! Micro-benchmarks of the parts that run before the first token, and of rows of weights: `cargo bench`.
 //!
 //! Prints the median of several runs and, where there is a simple lower bound, the ratio to it; absolute times are those
 //! of the machine at hand. No model is needed beyond `models/qvl-random`.
@@ -7,9 +7,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qvl::ggml::{dequantize_row, quantize_rows};
 use qvl::grammar::{Matcher, from_json_schema};
 use qvl::image::{Picture, normalise, resize};
 use qvl::llama::{Rotated, RotatedRows};
+use qvl::quant::GgmlType;
 use qvl::session::TextFile;
 use qvl::text::{Rotary, alpha};
 use qvl::tokenizer::{Special, Tokenizer};
@@ -26,6 +28,8 @@ fn main() {
     report("resize to 448 x 448", median(|| drop(black_box(resize(&photo, 448, 448)))), Some(copy));
     let small = resize(&photo, 448, 448);
     report("normalise", median(|| drop(black_box(normalise(&small, [0.5; 3], [0.25; 3])))), None);
+
+    rows();
 
     let Some(model) = std::env::var_os("QVL_MODEL") else {
         println!("set QVL_MODEL to a text GGUF to measure its header, tokenizer and rotation as well");
@@ -57,6 +61,26 @@ fn main() {
     });
     report("the same for one position", time, None);
     follow_json(file.tokenizer());
+}
+
+/// Rows of weights as the converter makes them and as `inspect --verify` reads them: 256 rows of 4096 values, against a
+/// copy of those values.
+fn rows() {
+    const N_PER_ROW: usize = 4096;
+    let values: Vec<f32> =
+        (0..256 * N_PER_ROW as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 - 8e6).collect();
+    let copy = median(|| drop(black_box(values.clone())));
+    report("copy of 256 rows of 4096 values, f32", copy, None);
+    for ty in [GgmlType::F16, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::Q6_K] {
+        let row_bytes = ty.row_bytes(N_PER_ROW as u64).expect("holds such rows") as usize;
+        let mut stored = vec![0; 256 * row_bytes];
+        let time = median(|| quantize_rows(ty, black_box(&values), N_PER_ROW, &mut stored));
+        report(&format!("quantise them to {ty}"), time, Some(copy));
+        let mut row = vec![0.0; N_PER_ROW];
+        let time =
+            median(|| stored.chunks_exact(row_bytes).for_each(|bytes| dequantize_row(ty, bytes, black_box(&mut row))));
+        report(&format!("widen them from {ty}"), time, Some(copy));
+    }
 }
 
 /// What a grammar costs in the middle of a JSON string, where nearly every token is allowed.

@@ -43,6 +43,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Show what a question will take of the memory, and whether it fits; nothing is loaded
     Plan(PlanArgs),
+    /// Measure speed and memory on this machine
+    Bench(BenchArgs),
     /// Check this build and this machine
     Doctor(DoctorArgs),
     /// Show or empty the cache of picture embeddings
@@ -219,6 +221,86 @@ pub struct TraceArgs {
     pub output: PathBuf,
     /// The prompt
     pub prompt: Option<String>,
+}
+
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct BenchArgs {
+    /// Text GGUF
+    #[arg(short, long, env = "QVL_MODEL", value_name = "FILE", required_unless_present = "compare")]
+    pub model: Option<PathBuf>,
+    /// Vision GGUF (default: the mmproj-*.gguf beside the model that belongs to it)
+    #[arg(long, env = "QVL_MMPROJ", value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+    #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    /// Measure text only: no picture, no mmproj
+    #[arg(long, conflicts_with = "image")]
+    pub text_only: bool,
+    /// Lengths of prompts to read, in tokens; 0 is none (default: 512)
+    #[arg(
+        short = 'p', long = "n-prompt", value_name = "N,..", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(0..=32767)
+    )]
+    pub prompts: Option<Vec<u32>>,
+    /// Tokens to write; 0 is none
+    #[arg(
+        short = 'n', long = "n-gen", value_name = "N", default_value_t = 32,
+        value_parser = clap::value_parser!(u32).range(0..=32767)
+    )]
+    pub predict: u32,
+    /// Tokens that stand in the context before (default: 0,512,1536)
+    #[arg(
+        short = 'd', long = "n-depth", value_name = "N,..", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(0..=32767)
+    )]
+    pub depths: Option<Vec<u32>>,
+    /// Runs of each; the median counts
+    #[arg(
+        short = 'r', long = "repetitions", value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u8).range(1..=100)
+    )]
+    pub runs: u8,
+    /// Print one JSON object
+    #[arg(long, conflicts_with_all = ["csv", "markdown"])]
+    pub json: bool,
+    /// Print a table with commas
+    #[arg(long, conflicts_with = "markdown")]
+    pub csv: bool,
+    /// Print Markdown
+    #[arg(long)]
+    pub markdown: bool,
+    /// Write the result as JSON, to compare others with
+    #[arg(short, long, value_name = "FILE.json")]
+    pub output: Option<PathBuf>,
+    /// Hold the result against an old one; with two files nothing is measured
+    #[arg(long, value_names = ["OLD.json", "NEW.json"], num_args = 1..=2)]
+    pub compare: Vec<PathBuf>,
+    /// Compare results of different models or settings
+    #[arg(long, requires = "compare")]
+    pub force: bool,
+    /// For the processes that measure: what
+    #[arg(long, hide = true)]
+    pub measure: Option<String>,
+    /// For the processes that measure: pictures instead of those of -i
+    #[arg(long, hide = true)]
+    pub picture: Vec<PathBuf>,
+}
+
+/// Whether a picture is part of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pictured {
+    Yes,
+    No,
+}
+
+impl BenchArgs {
+    /// Whether a question about a picture is measured.
+    pub fn pictured(&self) -> Pictured {
+        if self.text_only { Pictured::No } else { Pictured::Yes }
+    }
 }
 
 #[derive(Args)]

@@ -6,6 +6,7 @@ mod args;
 mod ask;
 mod asked;
 mod batch;
+mod bench;
 mod cache;
 mod chat;
 mod detect;
@@ -67,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::run_file(&args.model),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Doctor(args) => doctor::run(&args),
         Command::Cache(command) => cache::run(&command),
         Command::Completions(args) => manual::completions(args.shell),

@@ -101,6 +101,11 @@ impl Mmproj {
         self.model()?.compute_bytes(&Backend::cpu(1, &STOP)?, attention(args))
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// Its dimensions.
     pub fn hparams(&self) -> Result<VisionHparams> {
         Ok(self.model()?.hparams().clone())

@@ -92,5 +92,12 @@ mod detect;
 /// Parts of pictures in questions: `--region`, `/region`, and a batch's `region`.
 mod regions;
 
+/// `qvl bench`: numbers that can be true, and two results held against each other.
+mod bench;
+
+/// Memory of one process over many answers.
+#[cfg(target_os = "linux")]
+mod steady;
+
 /// `qvl doctor`, completions and man pages.
 mod manual;

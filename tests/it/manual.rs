@@ -3,8 +3,20 @@
 use crate::programs::{qvl, run};
 
 /// Subcommands that are promised.
-const SUBCOMMANDS: [&str; 11] =
-    ["ask", "chat", "detect", "batch", "trace", "tokenize", "inspect", "doctor", "cache", "completions", "man"];
+const SUBCOMMANDS: [&str; 12] = [
+    "ask",
+    "chat",
+    "detect",
+    "batch",
+    "trace",
+    "tokenize",
+    "inspect",
+    "bench",
+    "doctor",
+    "cache",
+    "completions",
+    "man",
+];
 
 #[test]
 fn doctor_describes_the_machine() {
