@@ -4,6 +4,7 @@
 #
 # Usage: benches/against-llama.sh MODEL.gguf [ROUNDS] [FLAGS OF BOTH: -t THREADS -p 512 -n 32 -d 0,512,1536 -r 3]
 #
+# REPACK=off or REPACK=on measures one mode only.
 # Prints the ratio qvl by llama.cpp of every round, and their median; the target for decoding is 0.97.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,10 +23,21 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
 echo "$(date -u +%Y-%m-%d), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg)"
-for repack in off on; do
+# speed WHO REPACK ROUND FLAGS..
+speed() {
+    local who=$1 repack=$2 out=$dir/$1-$2-$3
+    shift 3
+    case $who in
+        llama) "$target/examples/llama-speed" "$model" --repack "$repack" "$@" >"$out" ;;
+        qvl) "$target/qvl" bench -q -m "$model" --text-only --repack "$repack" --csv "$@" >"$out" ;;
+    esac
+}
+for repack in ${REPACK:-off on}; do
     for ((round = 1; round <= rounds; round++)); do
-        "$target/examples/llama-speed" "$model" --repack $repack "$@" >"$dir/llama-$repack-$round"
-        "$target/qvl" bench -q -m "$model" --text-only --repack $repack --csv "$@" >"$dir/qvl-$repack-$round"
+        # The other one first each time: a machine that gets slower, or faster, favours neither.
+        order=(llama qvl)
+        ((round % 2)) || order=(qvl llama)
+        for who in "${order[@]}"; do speed "$who" "$repack" "$round" "$@"; done
     done
 done
 # Lines are: case,measure,unit,median,min,max,runs
