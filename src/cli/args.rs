@@ -487,7 +487,7 @@ pub struct ContextArgs {
     /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU
     #[arg(long, value_name = "MODE", default_value = "off")]
     pub repack: RepackMode,
-    /// Memory to take at most, like 4.5G (default: what is there); choices that keep the answer in it are made and told
+    /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
     /// Read weights into memory instead of mapping them

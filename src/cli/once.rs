@@ -98,7 +98,7 @@ fn settings(query: &Query<'_>, text: &TextFile, prompt: &Prompt, n_predict: usiz
     // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
     let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
     let sizes = (n_prompt.max(n_past), n_predict);
-    let fitted = pipeline::session_by_layer(text, query.context, sizes, n_prompt, query.quiet)?;
+    let fitted = pipeline::fitted_session(text, query.context, sizes, n_prompt, query.quiet)?;
     if n_prompt > fitted.settings.n_ctx {
         return Err(too_long(n_prompt, fitted.settings.n_ctx));
     }

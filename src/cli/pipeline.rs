@@ -242,19 +242,21 @@ pub fn session_settings(
     (n_prompt, n_predict): (usize, usize),
     n_batch: usize,
 ) -> Result<SessionSettings> {
-    room::fit(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)
+    let settings = wanted_settings(text, args, (n_prompt, n_predict), n_batch)?;
+    room::check(text, args, &settings)?;
+    Ok(settings)
 }
 
-/// The same, and how many layers of the weights stay in memory where `--max-memory` is less than all; a note says that.
-pub fn session_by_layer(
+/// The same, but with `--max-memory` what does not fit is changed until it does; a note says what.
+pub fn fitted_session(
     text: &TextFile,
     args: &ContextArgs,
     (n_prompt, n_predict): (usize, usize),
     n_batch: usize,
     quiet: bool,
 ) -> Result<Fitted> {
-    let fitted = room::fit_by_layer(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)?;
-    if let Some(note) = room::note(text, &fitted).filter(|_| !quiet) {
+    let fitted = room::fit(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)?;
+    if let Some(note) = fitted.note.as_ref().filter(|_| !quiet) {
         print_error(&format!("note: {note}\n"));
     }
     Ok(fitted)

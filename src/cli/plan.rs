@@ -27,10 +27,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         _ => Some(room::vision_phase(&Mmproj::open(&args.model, &text)?, &args.context)?),
     };
     let wanted = pipeline::wanted_settings(&text, &args.context, (n_prompt, n_predict), n_prompt)?;
-    let fitted = room::fit_by_layer(&text, &args.context, wanted);
+    let fitted = room::fit(&text, &args.context, wanted);
     let (fitted, error) = match fitted {
         Ok(fitted) => (fitted, None),
-        Err(error) => (Fitted { settings: wanted, n_kept: None }, Some(error)),
+        Err(error) => (Fitted::whole(wanted), Some(error)),
     };
     let settings = fitted.settings;
     if n_prompt > settings.n_ctx {
@@ -65,7 +65,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             args.prompt_tokens,
             settings.n_ctx
         );
-        let note = room::note(&text, &fitted).map_or_else(String::new, |note| note + "\n");
+        let note = fitted.note.as_ref().map_or_else(String::new, |note| format!("{note}\n"));
         print(&(head + &table(&plan, limit) + &note))?;
     }
     if let Some(error) = error {

@@ -73,21 +73,12 @@ pub fn fits(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> 
     limit_bytes(args).is_none_or(|limit| text_phase(text, args, settings).bytes() <= limit)
 }
 
-/// Settings that fit: these, or with `--max-memory` others that give the same context. Errors (kind memory): what is missing,
-/// and which flags would do.
-pub fn fit(text: &TextFile, args: &ContextArgs, settings: SessionSettings) -> Result<SessionSettings> {
-    if fits(text, args, &settings) {
-        return Ok(settings);
+/// Errors (kind memory): it does not fit; what is missing, and which flags would do.
+pub fn check(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Result<()> {
+    if fits(text, args, settings) {
+        return Ok(());
     }
-    let small = SessionSettings { n_batch: settings.n_batch.min(SMALL_BATCH), ..settings };
-    if args.max_memory.is_some() {
-        let may_change = args.cache_type_k.is_none() && args.cache_type_v.is_none();
-        let choices = [Some(small), may_change.then(|| quantised(&small)).flatten()];
-        if let Some(chosen) = choices.into_iter().flatten().find(|settings| fits(text, args, settings)) {
-            return Ok(chosen);
-        }
-    }
-    let phase = text_phase(text, args, &settings);
+    let phase = text_phase(text, args, settings);
     let mut message = format!("this needs {} ({})", human_bytes(phase.bytes()), phase.summary());
     if let Some(limit) = limit_bytes(args) {
         message += &format!(
@@ -96,37 +87,61 @@ pub fn fit(text: &TextFile, args: &ContextArgs, settings: SessionSettings) -> Re
             if args.max_memory == Some(limit) { "are allowed" } else { "are there" }
         );
     }
-    message += &match hints(text, args, &settings) {
+    message += &match hints(text, args, settings) {
         hints if hints.is_empty() => "; use a model in fewer bits".to_owned(),
         hints => format!("; use {}", hints.join(", or ")),
     };
     Err(Error::memory(message))
 }
 
-/// Settings, and how many layers stay in memory if not all do.
+/// What was chosen where `--max-memory` leaves no room for what was wanted.
 pub struct Fitted {
     pub settings: SessionSettings,
+    /// How many layers of the weights stay in memory, if not all do.
     pub n_kept: Option<usize>,
+    /// What the user should know of it before the answer.
+    pub note: Option<String>,
 }
 
-/// As [`fit`], but where `--max-memory` is less than that needs, layers of mapped weights are read anew for every pass. Errors
-/// (kind memory): not even that fits.
-pub fn fit_by_layer(text: &TextFile, args: &ContextArgs, settings: SessionSettings) -> Result<Fitted> {
-    let error = match fit(text, args, settings) {
-        Ok(settings) => return Ok(Fitted { settings, n_kept: None }),
-        Err(error) => error,
-    };
-    let is_mapped = !args.no_mmap && !args.mlock && args.repack == RepackMode::Off;
-    if args.max_memory.is_none() || !is_mapped || cfg!(not(target_os = "linux")) {
+impl Fitted {
+    /// As it was wanted.
+    pub fn whole(settings: SessionSettings) -> Self {
+        Fitted { settings, n_kept: None, note: None }
+    }
+}
+
+/// Settings that fit: these, or with `--max-memory` others with the same context, the mildest first: smaller batches, a cache
+/// of 8 bits where no flag says otherwise, and layers of mapped weights that are read anew for every pass. Errors (kind memory): as
+/// [`check`], and not even that fits.
+pub fn fit(text: &TextFile, args: &ContextArgs, wanted: SessionSettings) -> Result<Fitted> {
+    let Err(error) = check(text, args, &wanted) else { return Ok(Fitted::whole(wanted)) };
+    if args.max_memory.is_none() {
         return Err(error);
     }
-    let small = SessionSettings { n_batch: settings.n_batch.min(SMALL_BATCH), ..settings };
-    let may_change = args.cache_type_k.is_none() && args.cache_type_v.is_none();
-    let small = if may_change { quantised(&small).unwrap_or(small) } else { small };
-    match n_kept(text, args, &small) {
-        Some(n) => Ok(Fitted { settings: small, n_kept: Some(n) }),
-        None => Err(error),
+    let small = SessionSettings { n_batch: wanted.n_batch.min(SMALL_BATCH), ..wanted };
+    if fits(text, args, &small) {
+        // The same numbers but for rounding: nothing to tell.
+        return Ok(Fitted::whole(small));
     }
+    let may_change = args.cache_type_k.is_none() && args.cache_type_v.is_none();
+    let quantised = quantised(&small).filter(|_| may_change);
+    let settings = quantised.unwrap_or(small);
+    let rounded =
+        quantised.map(|_| "the KV cache is in 8 bits (q8_0) to fit, which changes answers a little".to_owned());
+    if fits(text, args, &settings) {
+        return Ok(Fitted { settings, n_kept: None, note: rounded });
+    }
+    let is_mapped = !args.no_mmap && !args.mlock && args.repack == RepackMode::Off;
+    let kept = if is_mapped && cfg!(target_os = "linux") { n_kept(text, args, &settings) } else { None };
+    let Some(n) = kept else { return Err(error) };
+    let (n_layers, bytes) = (text.layers().len(), human_bytes(passing_bytes(text, n)));
+    let slow = format!(
+        "{} of {n_layers} layers ({bytes}) do not fit and are read from the disk again for every token: this is slow, and while \
+         loading all of them are there for a moment",
+        n_layers - n
+    );
+    let note = rounded.into_iter().chain([slow]).collect::<Vec<_>>().join("; ");
+    Ok(Fitted { settings, n_kept: Some(n), note: Some(note) })
 }
 
 /// How many layers can stay. One that does not stay is there while it is used, and the next one is on its way.
@@ -150,16 +165,6 @@ pub fn fitted_phase(text: &TextFile, args: &ContextArgs, fitted: &Fitted) -> Pha
         weights.for_each(|item| item.bytes -= passing - there);
     }
     phase
-}
-
-/// What the user should know before it takes long.
-pub fn note(text: &TextFile, fitted: &Fitted) -> Option<String> {
-    let n = fitted.n_kept?;
-    let (n_passing, bytes) = (text.layers().len() - n, human_bytes(passing_bytes(text, n)));
-    Some(format!(
-        "{n_passing} of {} layers ({bytes}) do not fit and are read from the disk again for every token; this is slow",
-        text.layers().len()
-    ))
 }
 
 fn passing_bytes(text: &TextFile, n_kept: usize) -> u64 {

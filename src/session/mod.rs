@@ -135,6 +135,11 @@ impl<'m> Session<'m> {
         Ok(Session { context, model, hparams, settings: *settings, stop, alpha, read: Vec::new(), last: None })
     }
 
+    /// How it computes now.
+    pub fn settings(&self) -> &SessionSettings {
+        &self.settings
+    }
+
     /// Positions that were read so far.
     pub fn n_past(&self) -> usize {
         self.read.len()

@@ -82,7 +82,26 @@ fn what_does_not_fit_is_refused_with_what_would() {
     // Left to itself, it takes a cache of 8 bits.
     let planned = plan(&model, &["-c", "8192", "--max-memory", "48M"]);
     assert_eq!((&planned["cache_type_k"], &planned["fits"]), (&"q8_0".into(), &true.into()));
-    few("48M", &["-c", "8192"]).ok();
+    // It says so, since answers change; -q is a wish not to know.
+    let ran = few("48M", &["-c", "8192"]).ok();
+    assert!(ran.err.contains("note:") && ran.err.contains("q8_0"), "{ran:?}");
+    assert_eq!(few("48M", &["-c", "8192", "-q"]).ok().err, "");
+}
+
+/// What measures, and what writes answers down, computes as it was told or not at all.
+#[test]
+fn nothing_is_rounded_behind_ones_back() {
+    let model = tiny("q4_k_m", "q8_0");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let flags = ["-q", "-c", "8192", "--max-memory", "48M"];
+    run(command("trace", &model, &flags).arg("-o").arg(path("t")).arg("Hello?")).fails(5, "-ctk q8_0 -ctv q8_0");
+    run(&mut command("bench", &model, &[&flags[..], &["--text-only", "-r", "1", "-p", "16", "-n", "0"]].concat()))
+        .fails(5, "-ctk q8_0 -ctv q8_0");
+    std::fs::write(path("in"), "{\"prompt\": \"Hello?\"}\n").unwrap();
+    let ran = run(command("batch", &model, &flags).arg(path("in")).arg("-o").arg(path("out")));
+    assert!(ran.code == 5 && ran.err.contains("-ctk q8_0 -ctv q8_0"), "{ran:?}");
+    assert!(!path("t").exists());
 }
 
 #[test]

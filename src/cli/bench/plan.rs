@@ -268,6 +268,7 @@ fn settings(args: &BenchArgs) -> Map<String, Value> {
         ("gpu_layers", gpu_layers),
         ("repack", json!(name(c.repack.to_possible_value()))),
         ("weights", json!(load)),
+        ("max_memory", json!(c.max_memory)),
     ];
     list.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -9,7 +9,7 @@ use qvl::session::{Answer, Finish, Generation, Session, SessionSettings, Snapsho
 use crate::cli::answers::{Keep, Trimmed, sampling, stops};
 use crate::cli::args::{ContextArgs, GenerationArgs};
 use crate::cli::room::Fitted;
-use crate::cli::{STOP, once, pipeline, print, print_error};
+use crate::cli::{STOP, once, pipeline, print, print_error, room};
 
 /// Positions that are read together: compute buffers stay small, and Ctrl-C does not wait long.
 const N_BATCH: usize = 512;
@@ -21,8 +21,6 @@ pub struct Voice<'m> {
     text: &'m TextFile,
     context: &'m ContextArgs,
     session: Session<'m>,
-    /// Positions that the session has.
-    n_ctx: usize,
     /// Positions that it may have at most.
     n_limit: usize,
     quiet: bool,
@@ -49,7 +47,7 @@ pub fn n_limit(text: &TextFile, context: &ContextArgs) -> usize {
 /// Settings for a first context in which `n_positions` fit. Errors: flags that do not go together, kind memory.
 pub fn first_settings(text: &TextFile, context: &ContextArgs, n_positions: usize, quiet: bool) -> Result<Fitted> {
     let n_ctx = n_positions.min(n_limit(text, context)).next_multiple_of(N_CTX_STEP);
-    pipeline::session_by_layer(text, context, (n_ctx, 0), N_BATCH, quiet)
+    pipeline::fitted_session(text, context, (n_ctx, 0), N_BATCH, quiet)
 }
 
 impl<'m> Voice<'m> {
@@ -62,8 +60,7 @@ impl<'m> Voice<'m> {
         quiet: bool,
     ) -> Result<Self> {
         let session = Session::new(text, model, settings, &STOP)?;
-        let (n_ctx, n_limit) = (settings.n_ctx, n_limit(text, context));
-        Ok(Voice { text, context, session, n_ctx, n_limit, quiet, was_cut: false })
+        Ok(Voice { text, context, session, n_limit: n_limit(text, context), quiet, was_cut: false })
     }
 
     /// Goes on from what was read in another process, if that can be.
@@ -133,21 +130,19 @@ impl<'m> Voice<'m> {
     /// no room for the prompt; an answer may also end early.
     fn make_room(&mut self, n_prompt: usize, n_predict: usize) -> Result<()> {
         let wanted = n_prompt.saturating_add(n_predict).min(self.n_limit);
-        if wanted <= self.n_ctx {
+        let settings = *self.session.settings();
+        if wanted <= settings.n_ctx {
             return Ok(());
         }
-        let mut n_ctx = self.n_ctx;
+        let mut n_ctx = settings.n_ctx;
         while n_ctx < wanted {
             n_ctx = n_ctx.saturating_mul(2).min(self.n_limit);
         }
-        let checked = pipeline::session_settings(self.text, self.context, (n_ctx, 0), N_BATCH);
-        match checked.and_then(|_| self.session.grow(n_ctx)) {
-            Ok(()) => {
-                self.n_ctx = n_ctx;
-                Ok(())
-            }
-            Err(e) if e.kind() == ErrorKind::Memory && n_prompt <= self.n_ctx => Ok(()),
-            Err(e) => Err(e),
+        // As it was chosen in the beginning, not as the flags alone would have it.
+        let larger = SessionSettings { n_ctx, ..settings };
+        match room::check(self.text, self.context, &larger).and_then(|()| self.session.grow(n_ctx)) {
+            Err(e) if e.kind() == ErrorKind::Memory && n_prompt <= settings.n_ctx => Ok(()),
+            grown => grown,
         }
     }
 

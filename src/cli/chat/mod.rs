@@ -68,7 +68,7 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
     let text_bytes = room::fitted_phase(&text, &args.context, &first).bytes();
     chat.eyes.memory = TextMemory::Later(text_bytes);
     chat.show(sources)?;
-    let Fitted { settings, n_kept } = answer::first_settings(&text, &args.context, n_first(&chat)?, quiet)?;
+    let Fitted { settings, n_kept, .. } = answer::first_settings(&text, &args.context, n_first(&chat)?, quiet)?;
     let model = pipeline::load_model(&text, &args.context, n_kept, quiet)?;
     chat.eyes.memory = TextMemory::Now(text.n_bytes());
     let mut voice = Voice::new(&text, &model, &args.context, &settings, quiet)?;
