@@ -14,6 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::encode::encode;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
+use crate::recipe;
 
 /// f32 values a row block: 4 MiB. Less in tests, so that small tensors take many blocks.
 const BLOCK_VALUES: u64 = if cfg!(test) { 1 << 11 } else { 1 << 20 };
@@ -32,7 +33,7 @@ pub struct Run<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
-/// Some rows of one tensor: values `first .. first + n`.
+/// Some rows of one tensor: values `first .. first + n`, padding not counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Block {
     tensor: usize,
@@ -71,7 +72,7 @@ pub fn write_file(run: &Run, plan: &FilePlan, layout: &Layout, out: &std::fs::Fi
 /// Cuts a tensor into blocks of whole rows.
 fn blocks_of(index: usize, tensor: &PlannedTensor) -> Vec<Block> {
     let n = tensor.n_values();
-    let row = tensor.dims[0];
+    let row = tensor.row_length();
     let step = if is_whole(tensor.recipe) { n } else { (BLOCK_VALUES / row).max(1) * row };
     let block = |first| Block { tensor: index, first, n: step.min(n - first) };
     (0..n).step_by(step as usize).map(block).collect()
@@ -82,7 +83,10 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
         return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
     }
     let tensor = &plan.tensors[block.tensor];
-    let values = produce(run.checkpoint, tensor, block.first, block.n)?;
+    let mut values = produce(run.checkpoint, tensor, block.first, block.n)?;
+    if tensor.padding > 0 {
+        values = recipe::pad_rows(&values, tensor.row_length() as usize, tensor.padding as usize);
+    }
     let bytes = encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?;
     let offset = (block.first == 0).then(|| layout.places[block.tensor].0);
     Ok(Made { offset, bytes })

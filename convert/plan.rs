@@ -10,7 +10,7 @@ use crate::args::Override;
 use crate::config::Config;
 use crate::mapping::{self, Mapped, Source};
 use crate::recipe::Recipe;
-use crate::types::{FileType, fallback, mixed};
+use crate::types::{FileType, fallback, mixed, padding};
 
 /// What to plan.
 #[derive(Clone, Debug)]
@@ -30,8 +30,10 @@ pub struct Request<'a> {
 pub struct PlannedTensor {
     /// Name in the GGUF file.
     pub name: String,
-    /// Extents `[ne0, ne1, ..]`.
+    /// Extents `[ne0, ne1, ..]` in the file.
     pub dims: Vec<u64>,
+    /// How many of the ne0 values of a row are zeros behind the checkpoint's.
+    pub padding: u64,
     /// Element type; holds rows of ne0 values.
     pub ty: GgmlType,
     /// The type that was wanted, where rows of ne0 values do not fit it.
@@ -47,9 +49,19 @@ pub struct PlannedTensor {
 }
 
 impl PlannedTensor {
-    /// Number of values.
+    /// Number of rows.
+    pub fn n_rows(&self) -> u64 {
+        self.dims[1..].iter().product()
+    }
+
+    /// Values a row, without padding.
+    pub fn row_length(&self) -> u64 {
+        self.dims[0] - self.padding
+    }
+
+    /// Number of values, without padding.
     pub fn n_values(&self) -> u64 {
-        self.dims.iter().product()
+        self.row_length() * self.n_rows()
     }
 
     /// As the writer wants it.
@@ -135,9 +147,10 @@ pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
             return Err(Error::usage(format!("--tensor-type {pattern}: no tensor whose type can be chosen matches")));
         }
     }
-    let typed = |all: Vec<Mapped>, asked| all.into_iter().map(|m| typed(m, asked, request.overrides)).collect();
-    let text: Vec<PlannedTensor> = typed(text, request.text_type);
-    let vision: Vec<PlannedTensor> = typed(vision, request.vision_type);
+    let typed =
+        |all: Vec<Mapped>, asked, rows| all.into_iter().map(|m| typed(m, asked, rows, request.overrides)).collect();
+    let text: Vec<PlannedTensor> = typed(text, request.text_type, Rows::AsTheyAre);
+    let vision: Vec<PlannedTensor> = typed(vision, request.vision_type, Rows::Padded);
     let mut notes = Vec::new();
     let vision_name = match mostly_another_type(&vision, request.vision_type.base()) {
         None => request.vision_type.name(),
@@ -167,15 +180,26 @@ pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
     })
 }
 
-fn typed(mapped: Mapped, asked: FileType, overrides: &[Override]) -> PlannedTensor {
-    let Mapped { name, dims, recipe, sources, role } = mapped;
+/// What may be done to rows that are not whole blocks of the type that is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Nothing: other programs read the text file too.
+    AsTheyAre,
+    /// Zeros behind them; our vision graph pads its inputs likewise.
+    Padded,
+}
+
+fn typed(mapped: Mapped, asked: FileType, rows: Rows, overrides: &[Override]) -> PlannedTensor {
+    let Mapped { name, mut dims, recipe, sources, role } = mapped;
     let chosen = overrides.iter().find(|o| role.is_free() && o.pattern.is_match(&name)).map(|o| o.ty);
     let wanted = chosen.unwrap_or_else(|| mixed(asked, role, dims[0]));
+    let padding = if rows == Rows::Padded && role.is_free() { padding(wanted, dims[0]) } else { 0 };
+    dims[0] += padding;
     let ty = fallback(wanted, dims[0]);
     // The fallback holds the row and extents are capped, so neither of these can fail.
     let n_bytes = ty.row_bytes(dims[0]).unwrap_or(0) * dims[1..].iter().product::<u64>();
     let wanted = (wanted != ty).then_some(wanted);
-    PlannedTensor { name, dims, ty, wanted, is_free: role.is_free(), recipe, sources, n_bytes }
+    PlannedTensor { name, dims, padding, ty, wanted, is_free: role.is_free(), recipe, sources, n_bytes }
 }
 
 /// The type that holds most bytes of the matrices, if `base` holds less than half of them.
@@ -222,11 +246,22 @@ mod tests {
     fn an_mmprojs_name_says_what_is_inside() {
         let name = |ty| of(FileType::Q4_K_M, ty, &[]).unwrap().vision.file_name;
         assert_eq!(name(FileType::Q8_0), "mmproj-Qwen-VL-7B-Chat-Q8_0.gguf");
-        assert_eq!(name(FileType::Q4_K_M), "mmproj-Qwen-VL-7B-Chat-Q5_0.gguf");
-        assert_eq!(name(FileType::Q6_K), "mmproj-Qwen-VL-7B-Chat-Q8_0.gguf");
-        assert_eq!(name(FileType::IQ4_XS), "mmproj-Qwen-VL-7B-Chat-IQ4_NL.gguf");
+        assert_eq!(name(FileType::Q4_K_M), "mmproj-Qwen-VL-7B-Chat-Q4_K_M.gguf");
+        assert_eq!(name(FileType::Q6_K), "mmproj-Qwen-VL-7B-Chat-Q6_K.gguf");
+        assert_eq!(name(FileType::IQ4_XS), "mmproj-Qwen-VL-7B-Chat-IQ4_XS.gguf");
         assert_eq!(name(FileType::F16), "mmproj-Qwen-VL-7B-Chat-F16.gguf");
-        assert_eq!(of(FileType::Q4_K_M, FileType::Q4_K_M, &[]).unwrap().notes.len(), 1);
+    }
+
+    #[test]
+    fn rows_are_padded_in_the_mmproj_only() {
+        let plan = of(FileType::Q4_K_M, FileType::Q6_K, &[]).unwrap();
+        let of = |name: &str| plan.vision.tensors.iter().find(|t| t.name == name).unwrap();
+        let out = of("v.blk.0.attn_out.weight");
+        assert_eq!((out.ty, &out.dims, out.padding), (GgmlType::Q6_K, &vec![1792, 1664], 128));
+        assert_eq!((out.row_length(), out.n_values(), out.n_bytes), (1664, 1664 * 1664, 1664 * 7 * 210));
+        assert_eq!(of("v.blk.0.ffn_down.weight").padding, 0);
+        assert_eq!(of("v.blk.0.attn_out.bias").padding, 0);
+        assert!(plan.text.tensors.iter().all(|t| t.padding == 0));
     }
 
     #[test]
@@ -240,7 +275,7 @@ mod tests {
         assert_eq!(ty(&plan.text, "blk.3.ffn_down.weight"), (GgmlType::Q8_0, None));
         assert_eq!(ty(&plan.text, "blk.3.ffn_up.weight"), (GgmlType::F16, None));
         assert_eq!(ty(&plan.text, "blk.3.ffn_norm.weight"), (GgmlType::F32, None));
-        assert_eq!(ty(&plan.vision, "v.blk.0.attn_out.weight"), (GgmlType::Q8_0, Some(GgmlType::Q6_K)));
+        assert_eq!(ty(&plan.vision, "v.blk.0.attn_out.weight"), (GgmlType::Q6_K, None));
         assert_eq!(ty(&plan.vision, "v.blk.0.attn_out.bias"), (GgmlType::F32, None));
         let error = of(FileType::Q4_0, FileType::F16, &["ffn_norm=q8_0"]).unwrap_err();
         assert_eq!(error.kind(), qvl::error::ErrorKind::Usage);

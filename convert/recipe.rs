@@ -98,6 +98,15 @@ pub fn interpolate(table: &[f32], width: usize, from: usize, to: usize) -> Vec<f
     out
 }
 
+/// Rows of `width` values with `padding` zeros behind each.
+pub fn pad_rows(values: &[f32], width: usize, padding: usize) -> Vec<f32> {
+    let mut padded = vec![0f32; values.len() / width * (width + padding)];
+    for (out, row) in padded.chunks_exact_mut(width + padding).zip(values.chunks_exact(width)) {
+        out[..width].copy_from_slice(row);
+    }
+    padded
+}
+
 /// LayerNorm of each row of `x` (n × width) with `weight` and `bias`, epsilon 1e-6, biased variance; sums in f64.
 pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     const EPS: f64 = 1e-6;

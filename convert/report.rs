@@ -47,7 +47,11 @@ fn file_text(file: &FilePlan) -> String {
     let mut rows = vec![["tensor", "extents", "type", "bytes", "recipe", "source"].map(String::from)];
     for t in &file.tensors {
         let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
-        let ty = t.wanted.map_or(t.ty.to_string(), |wanted| format!("{} (not {wanted})", t.ty));
+        let ty = match t.wanted {
+            Some(wanted) => format!("{} (not {wanted})", t.ty),
+            None if t.padding > 0 => format!("{} (rows of {})", t.ty, t.row_length()),
+            None => t.ty.to_string(),
+        };
         let mut source = t.sources.first().map(|s| s.name.clone()).unwrap_or_default();
         if t.sources.len() > 1 {
             source.push_str(&format!(" +{}", t.sources.len() - 1));
@@ -91,6 +95,7 @@ fn file_json(file: &FilePlan) -> Value {
             "dims": t.dims,
             "type": t.ty.name(),
             "wanted": t.wanted.map(|w| w.name()),
+            "padding": t.padding,
             "bytes": t.n_bytes,
             "recipe": t.recipe.to_string(),
             "sources": t.sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),

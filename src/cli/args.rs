@@ -484,8 +484,9 @@ pub struct ContextArgs {
     /// Device to compute on [-dev]; this build has cpu
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
-    /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU
-    #[arg(long, value_name = "MODE", default_value = "off")]
+    /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU (auto: never on
+    /// x86-64, whose kernels read prompts faster without; elsewhere where there is room)
+    #[arg(long, value_name = "MODE", default_value = "auto")]
     pub repack: RepackMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -509,6 +510,7 @@ pub enum FlashMode {
 pub enum RepackMode {
     On,
     Off,
+    Auto,
 }
 
 /// How many layers go to the GPU.

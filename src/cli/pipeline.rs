@@ -17,8 +17,8 @@ use qvl::session::{SessionSettings, TextFile};
 use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
 
-use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, RepackMode, kv_type};
-use super::room::{self, Fitted};
+use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, kv_type};
+use super::room::{self, Fitted, Repack};
 use super::{STOP, doctor, print_error};
 
 /// Opens the text file, and warns if this build is slower than the machine.
@@ -227,7 +227,8 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, n_kept: Option<usize>, qu
         GpuLayers::All => -1,
         GpuLayers::Exactly(n) => i32::from(n),
     };
-    let mut model = text.load(ModelParams { load, n_gpu_layers, repack: args.repack == RepackMode::On })?;
+    let mut model =
+        text.load(ModelParams { load, n_gpu_layers, repack: room::repack(text, args) == Repack::Copies })?;
     if let Some(n_kept) = n_kept {
         model.keep_layers(text.path(), text.layers().to_vec(), n_kept)?;
     }

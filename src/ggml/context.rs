@@ -113,6 +113,13 @@ impl<'d> Context<'d> {
         self.tensor(unsafe { sys::ggml_mul_mat(self.c(), a.ptr.as_ptr(), b.ptr.as_ptr()) })
     }
 
+    /// `a` with `n` zeros behind each of its rows: `[ne0, ..]` gives `[ne0 + n, ..]`. Copies.
+    pub fn pad<'c>(&'c self, a: Tensor<'c>, n: usize) -> Tensor<'c> {
+        assert!(a.is_contiguous(), "pad of a view");
+        // SAFETY: the operand belongs to this context; extents from files are capped far below i32.
+        self.tensor(unsafe { sys::ggml_pad(self.c(), a.ptr.as_ptr(), n as i32, 0, 0, 0) })
+    }
+
     /// `a + b`, `b` repeated over `a` where it is smaller.
     pub fn add<'c>(&'c self, a: Tensor<'c>, b: Tensor<'c>) -> Tensor<'c> {
         assert!(b.repeats_into(a), "add of {:?} and {:?}", a.dims(), b.dims());

@@ -7,9 +7,16 @@ use super::attention::attention;
 use super::weights::{Layer, Weights};
 use super::{Attention, VisionHparams};
 
+/// `w·x`. Where the converter has put zeros behind the rows of `w`, to fill blocks of its type, `x` gets as many.
+pub(super) fn product<'c>(c: &'c Context<'_>, w: Tensor<'c>, x: Tensor<'c>) -> Tensor<'c> {
+    let padding = w.dims()[0] - x.dims()[0];
+    let x = if padding > 0 { c.pad(x, padding) } else { x };
+    c.mul_mat(w, x)
+}
+
 /// `w·x + b`, `w` being (weight, bias).
 pub(super) fn linear<'c>(c: &'c Context<'_>, w: [Tensor<'c>; 2], x: Tensor<'c>) -> Tensor<'c> {
-    c.add(c.mul_mat(w[0], x), w[1])
+    c.add(product(c, w[0], x), w[1])
 }
 
 /// LayerNorm along ne0, `w` being (weight, bias).

@@ -115,6 +115,13 @@ impl Weights<TensorInfo> {
     }
 }
 
+/// Whether `info` is a matrix of the extents `dims` but for zeros that fill the last block of each row.
+fn is_padded(info: &TensorInfo, dims: &[usize]) -> bool {
+    let &[width, n_rows] = dims else { return false };
+    let padded = (width as u64).next_multiple_of(info.ty.block_size());
+    info.dims == [padded, n_rows as u64]
+}
+
 /// Looks tensors up and counts them.
 struct Finder<'a> {
     gguf: &'a Gguf,
@@ -124,7 +131,8 @@ struct Finder<'a> {
 impl Finder<'_> {
     fn find(&mut self, name: &str, dims: &[usize]) -> Result<TensorInfo> {
         let info = self.gguf.tensor(name).ok_or_else(|| Error::model(format!("tensor {name:?} is missing")))?;
-        if !info.dims.iter().map(|d| *d as usize).eq(dims.iter().copied()) {
+        let is_as_expected = info.dims.iter().map(|d| *d as usize).eq(dims.iter().copied());
+        if !is_as_expected && !is_padded(info, dims) {
             return Err(Error::model(format!("tensor {name:?} has extents {:?} (expected {dims:?})", info.dims)));
         }
         self.n_found += 1;

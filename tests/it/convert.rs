@@ -77,8 +77,14 @@ fn table_rows(table: &str) -> Vec<(String, Vec<u64>, String, u64)> {
 fn names_say_what_is_inside() {
     let dir = tempfile::tempdir().unwrap();
     convert(dir.path(), &["-t", "q5_0", "--vision-type", "q4_k_m", "--name", "My Model"]).ok();
-    // Rows of 96 values hold no blocks of 256 and rows of 472 not even blocks of 32: most of this mmproj is f16.
-    assert_eq!(file_names(dir.path()), ["My-Model-Q5_0.gguf", "mmproj-My-Model-F16.gguf"]);
+    // Rows of 472 values are padded to two blocks of 256; those of 96 are not worth it and become q5_0, the smaller part.
+    assert_eq!(file_names(dir.path()), ["My-Model-Q5_0.gguf", "mmproj-My-Model-Q4_K_M.gguf"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = qvl_convert();
+    command.arg(repository("models/qvl-tiny")).args(["-t", "q4_0", "--vision-type", "q4_k_m", "-o"]).arg(dir.path());
+    run(&mut command).ok();
+    // There most rows have 192 values: the larger part is q5_0.
+    assert_eq!(file_names(dir.path()), ["mmproj-qvl-tiny-Q5_0.gguf", "qvl-tiny-Q4_0.gguf"]);
     let dir = tempfile::tempdir().unwrap();
     convert(dir.path(), &[]).ok();
     assert_eq!(file_names(dir.path()), ["mmproj-qvl-random-Q8_0.gguf", "qvl-random-Q4_K_M.gguf"]);
