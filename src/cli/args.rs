@@ -56,6 +56,14 @@ pub enum Command {
     Man(ManArgs),
 }
 
+impl Command {
+    /// Whether it passes over a model's weights.
+    pub fn computes(&self) -> bool {
+        use Command::*;
+        matches!(self, Ask(_) | Chat(_) | Detect(_) | Batch(_) | Trace(_) | Bench(_))
+    }
+}
+
 #[derive(Args)]
 #[command(allow_negative_numbers = true)]
 pub struct AskArgs {
@@ -179,7 +187,7 @@ pub struct BatchArgs {
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Answers written at a time
-    #[arg(long, value_name = "N", default_value = "8", value_parser = parallel)]
+    #[arg(long, value_name = "N", default_value = "16", value_parser = parallel)]
     pub parallel: usize,
     /// Do every n-th item only, beginning with item i: i/n, one of n machines
     #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = Shard::parse)]

@@ -7,6 +7,7 @@ mod ask;
 mod asked;
 mod batch;
 mod bench;
+mod busy;
 mod cache;
 mod chat;
 mod detect;
@@ -45,6 +46,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
+    if cli.command.computes() {
+        busy::share_cores();
+    }
     let verbose = cli.verbose;
     set_log(move |level, text| {
         if verbose || level == LogLevel::Error && std::env::var_os("QVL_DEBUG").is_some() {

@@ -52,6 +52,10 @@ mod stock;
 #[cfg(unix)]
 mod interrupt;
 
+/// A busy machine.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod busy;
+
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
