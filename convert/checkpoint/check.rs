@@ -34,10 +34,12 @@ pub fn check<'a>(inventory: &Inventory, sources: impl Iterator<Item = &'a Source
     let Inventory::Headers(checkpoint) = inventory else { return Ok(()) };
     for (name, shape) in expected {
         let stored = checkpoint.tensor(name)?;
-        if stored.shape != shape {
-            let message = format!("tensor {name} has shape {:?} (expected {shape:?})", stored.shape);
-            return Err(Error::model(message).at(checkpoint.path_of(stored)));
-        }
+        let message = match stored.dtype {
+            _ if stored.shape != shape => format!("has shape {:?} (expected {shape:?})", stored.shape),
+            dtype if !dtype.is_float() => format!("is of type {dtype} (expected F32, F16 or BF16)"),
+            _ => continue,
+        };
+        return Err(Error::model(format!("tensor {name} {message}")).at(checkpoint.path_of(stored)));
     }
     Ok(())
 }

@@ -188,7 +188,7 @@ fn directories() {
     check_dir(Path::new("/no/such/dir"), &[], 3, "/no/such/dir");
     check_dir(Path::new(""), &[], 2, "a value is required");
     let torch = |dir: &Path| fs::rename(dir.join("model.safetensors"), dir.join("pytorch_model.bin")).unwrap();
-    check(torch, "PyTorch .bin");
+    check(torch, "not a file of torch.save");
     check(|dir| fs::remove_file(dir.join("model.safetensors")).unwrap(), "no weights here");
 }
 

@@ -55,6 +55,13 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// Files of `torch.save`, written for tests.
+#[path = "../support/torch.rs"]
+mod torch;
+
+/// Checkpoints as people have them: `.bin` files and shards of PyTorch, GPTQ.
+mod checkpoints;
+
 /// `qvl plan`, and what is done about memory before anything is loaded.
 mod memory;
 
