@@ -17,7 +17,8 @@ fn copy() -> TempDir {
     dir
 }
 
-fn check_dir(dir: &Path, flags: &[&str], code: i32, expect: &str) {
+/// Proves that converting `dir` fails like this and leaves nothing, and that a dry run ends well.
+pub fn check_dir(dir: &Path, flags: &[&str], code: i32, expect: &str) {
     let out = temp_dir();
     let outcome = run(convert().arg(dir).args(["-q", "-t", "q8_0"]).args(flags).arg("-o").arg(out.path()));
     eprintln!("{}", outcome.stderr.trim());

@@ -1,4 +1,4 @@
-//! Checkpoints as people have them: `.bin` files and shards of PyTorch, and packed 4-bit weights of GPTQ.
+//! Checkpoints as people have them: `.bin` files and shards of PyTorch.
 
 use std::fs;
 use std::path::Path;

@@ -59,8 +59,15 @@ mod convert;
 #[path = "../support/torch.rs"]
 mod torch;
 
-/// Checkpoints as people have them: `.bin` files and shards of PyTorch, GPTQ.
+/// Checkpoints as people have them: `.bin` files and shards of PyTorch.
 mod checkpoints;
+
+/// Checkpoints of GPTQ, packed for tests.
+#[path = "../support/gptq.rs"]
+mod gptq_files;
+
+/// Checkpoints of GPTQ: what is packed stays what it is.
+mod gptq;
 
 /// `qvl plan`, and what is done about memory before anything is loaded.
 mod memory;

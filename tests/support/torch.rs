@@ -1,5 +1,8 @@
 //! Files of `torch.save`, written byte by byte, so that tests need no Python. Source of the form: PyTorch's own files.
 
+// Not every test that shares this file needs all of it.
+#![allow(dead_code)]
+
 use std::fs;
 use std::path::Path;
 
