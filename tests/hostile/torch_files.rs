@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::checkpoints::check_dir;
 use crate::support::{checkpoint, convert, run, temp_dir};
-use crate::torch::{StateDict, Storage, Tensor, archive};
+use crate::torch::{StateDict, Storage, Tensor, Width, archive, archive_as};
 
 const NAME: &str = "pytorch_model.bin";
 
@@ -97,6 +97,15 @@ fn archives() {
     check(&ending(10, &[1, 0]), "holds more than its entries");
     check(&ending(12, &[0xff; 4]), "not inside the file");
     check(&ending(16, &[0xff; 4]), "not inside the file");
+    let wide = archive_as(&small().entries(), Width::Zip64);
+    check(&wide, "are missing");
+    // The locator's place of the end record, and that record's entries and places.
+    let end = wide.len() - 22 - 20 - 56;
+    let widely = |at: usize, to: &[u8]| [&wide[..end + at], to, &wide[end + at + to.len()..]].concat();
+    check(&widely(56 + 8, &[0xff; 8]), "zip64 end record is missing");
+    check(&widely(32, &[0xff; 8]), "entries (expected at most");
+    check(&widely(40, &[0xff; 8]), "not inside the file");
+    check(&widely(48, &[0xff; 8]), "not inside the file");
     let twice = |e: &mut Vec<(String, Vec<u8>)>| e.push(("archive/data/0".into(), vec![0; 16]));
     check(&entries(twice), "archive/data/0 is in the archive twice");
     // A second entry whose local header lies in the data of the first.
@@ -133,8 +142,9 @@ fn pickles() {
     {
         check(&pickle(wrong), "of its pickle");
     }
-    check(&pickle(b"X\xff\xff\xff\xffa."), "cut off");
-    check(&pickle(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa."), "cut off");
+    check(&pickle(b"X\x09\0\0\0a."), "cut off");
+    check(&pickle(b"X\xff\xff\xff\xffa."), "a text of 4294967295 bytes (expected at most 4096)");
+    check(&pickle(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa."), "a text of 18446744073709551615 bytes");
     check(&pickle(b"X\x01\0\0\0\xff."), "not UTF-8");
     check(&pickle(b"\x8a\xff."), "a number of 255 bytes");
     check(&pickle(&[&b"N"[..], &[0x85; 1 << 21], b"."].concat()), "more than 1048576 steps");
@@ -225,6 +235,8 @@ fn shards_of_torch() {
     index(&[("a", "1.bin"), ("c", "1.bin")], &[("1.bin", small())], "tensor c is not in 1.bin");
     index(&[("a", "1.bin"), ("b", "2.bin")], &[("1.bin", small()), ("2.bin", small())], "is also in another shard");
     index(&[("a", "../1.bin")], &[], "expected a file name");
+    index(&[("a", "1.bin")], &[("1.bin", b"version https://git-lfs.github.com/spec/v1\n".to_vec())], "git lfs pull");
+    index(&[("a", "1.bin")], &[("1.bin", small()[..500].to_vec())], "1.bin: the shard is truncated");
     let dir = temp_dir();
     fs::copy(checkpoint().join("config.json"), dir.path().join("config.json")).unwrap();
     fs::write(dir.path().join("pytorch_model-00001-of-00010.bin"), small()).unwrap();

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::models::random_as;
 use crate::programs::{qvl_convert, repository, run};
-use crate::torch::{StateDict, n_bytes, row_major};
+use crate::torch::{StateDict, Width, archive_as, n_bytes, row_major};
 
 /// A directory like `models/qvl-random` without its weights.
 pub fn without_weights() -> TempDir {
@@ -40,6 +40,15 @@ fn check_equal(dir: &Path) {
 fn a_torch_file_converts_as_safetensors_do() {
     let dir = without_weights();
     state_dict().save(&dir.path().join("pytorch_model.bin"));
+    check_equal(dir.path());
+}
+
+/// As files of more than 4 GiB have them.
+#[test]
+fn a_torch_file_with_wide_fields_converts() {
+    let dir = without_weights();
+    let file = archive_as(&state_dict().entries(), Width::Zip64);
+    fs::write(dir.path().join("pytorch_model.bin"), file).unwrap();
     check_equal(dir.path());
 }
 

@@ -158,16 +158,30 @@ fn tuple(p: &mut Vec<u8>, items: &[u64]) {
     p.push(b't');
 }
 
+/// Sizes and places in an archive: in its records, or behind them as in archives of more than 4 GiB.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Width {
+    Narrow,
+    Zip64,
+}
+
 /// A zip archive of entries that are stored as they are, their data aligned to 64 bytes.
 pub fn archive(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
+    archive_as(entries, Width::Narrow)
+}
+
+/// As [`archive`], with fields of this width.
+pub fn archive_as(entries: &[(String, Vec<u8>)], width: Width) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
+    // A number of the records, or what stands there for one that is found elsewhere.
+    let field = |n: usize| if width == Width::Zip64 { u32::MAX } else { n as u32 }.to_le_bytes();
     for (name, bytes) in entries {
-        let header = file.len() as u32;
+        let header = file.len();
         let padding = (64 - (file.len() + 30 + name.len() + 4) % 64) % 64;
-        let sizes = [bytes.len() as u32, bytes.len() as u32].map(u32::to_le_bytes).concat();
+        let n = bytes.len();
         let name_size = (name.len() as u16).to_le_bytes();
         file.extend(b"PK\x03\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        file.extend(&sizes);
+        file.extend([field(n), field(n)].concat());
         file.extend(name_size);
         file.extend((padding as u16 + 4).to_le_bytes());
         file.extend(name.bytes());
@@ -175,19 +189,35 @@ pub fn archive(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
         file.extend((padding as u16).to_le_bytes());
         file.resize(file.len() + padding, b'Z');
         file.extend(bytes);
+        let mut extra = Vec::new();
+        if width == Width::Zip64 {
+            extra.extend([1u16, 24].map(u16::to_le_bytes).concat());
+            extra.extend([n, n, header].map(|n| (n as u64).to_le_bytes()).concat());
+        }
         directory.extend(b"PK\x01\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        directory.extend(&sizes);
+        directory.extend([field(n), field(n)].concat());
         directory.extend(name_size);
-        directory.extend([0; 12]);
-        directory.extend(header.to_le_bytes());
+        directory.extend((extra.len() as u16).to_le_bytes());
+        directory.extend([0; 10]);
+        directory.extend(field(header));
         directory.extend(name.bytes());
+        directory.extend(extra);
     }
-    let start = file.len() as u32;
+    let (start, n) = (file.len(), entries.len());
     file.extend(&directory);
+    let end = file.len() as u64;
+    if width == Width::Zip64 {
+        file.extend(b"PK\x06\x06");
+        file.extend(44u64.to_le_bytes());
+        file.extend([0; 12]);
+        file.extend([n, n, directory.len(), start].map(|n| (n as u64).to_le_bytes()).concat());
+        file.extend(b"PK\x06\x07\0\0\0\0");
+        file.extend(end.to_le_bytes());
+        file.extend(1u32.to_le_bytes());
+    }
     file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend([entries.len() as u16, entries.len() as u16].map(u16::to_le_bytes).concat());
-    file.extend((directory.len() as u32).to_le_bytes());
-    file.extend(start.to_le_bytes());
+    file.extend([n as u16, n as u16].map(u16::to_le_bytes).concat());
+    file.extend([field(directory.len()), field(start)].concat());
     file.extend([0, 0]);
     file
 }

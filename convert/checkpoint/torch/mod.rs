@@ -3,8 +3,11 @@
 //!
 //! No crate serves here: those that read such files hand whole tensors over (1.2 GB for the embedding) or trust the archive.
 
+mod machine;
 mod objects;
 mod pickle;
+#[cfg(test)]
+mod tests;
 mod zip;
 
 use std::collections::HashSet;
@@ -13,8 +16,8 @@ use std::path::Path;
 use qvl::error::{Error, Result};
 use qvl::mmap::MappedFile;
 
+use self::machine::Value;
 use self::objects::View;
-use self::pickle::{Machine, Value};
 use self::zip::Archive;
 use super::{DType, Stored, refuse_lfs_pointer};
 
@@ -46,7 +49,7 @@ fn state_dict(file: &[u8], shard: usize) -> Result<Vec<Stored>> {
     }
     let pickle = content("data.pkl").filter(|pickle| pickle.len() as u64 <= MAX_PICKLE_BYTES);
     let pickle = pickle.ok_or_else(|| Error::model("its data.pkl is larger than any state dict's"))?;
-    let (machine, top) = Machine::run(pickle)?;
+    let (machine, top) = pickle::run(pickle)?;
     let Value::Dict(top) = top else {
         return Err(Error::model(format!("it holds {} (expected a state dict)", top.kind())));
     };

@@ -4,7 +4,7 @@
 
 use qvl::error::{Error, Result};
 
-use super::pickle::{Machine, Value};
+use super::machine::{Machine, Value};
 use crate::checkpoint::DType;
 
 /// More axes than any weight has.
