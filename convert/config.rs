@@ -6,6 +6,7 @@ use std::path::Path;
 
 use qvl::error::Result;
 
+use crate::gptq::{self, Gptq};
 use crate::json::Fields;
 
 /// Values a head in the adapter, fixed by `visual.py`.
@@ -22,6 +23,8 @@ pub struct Config {
     pub text: TextConfig,
     /// The vision tower and its adapter.
     pub vision: VisionConfig,
+    /// How the matrices of the language model's layers are packed, if they are.
+    pub gptq: Option<Gptq>,
 }
 
 /// Hyper-parameters of the language model.
@@ -90,17 +93,26 @@ impl VisionConfig {
 
 /// Reads `dir/config.json`. Errors (kind model) name the key, what was found and what was expected.
 pub fn read(dir: &Path) -> Result<Config> {
-    prove(&Fields::read(&dir.join("config.json"))?)
+    let fields = Fields::read(&dir.join("config.json"))?;
+    let config = prove(&fields)?;
+    let gptq = gptq::read(&fields, dir)?;
+    // Rows of whole blocks; then n_out is whole words as well.
+    for (key, n) in [("hidden_size", config.text.n_embd), ("half of intermediate_size", config.text.n_ff)] {
+        if gptq.is_some() && !n.is_multiple_of(32) {
+            return Err(fields.error(format!("{key} is {n} (expected a multiple of 32 in a GPTQ checkpoint)")));
+        }
+    }
+    Ok(Config { gptq, ..config })
 }
 
-/// Proves a configuration.
+/// Proves a configuration, but for its quantisation.
 pub fn prove(config: &Fields) -> Result<Config> {
     refuse_other_models(config)?;
     refuse_other_variants(config)?;
     let text = text_config(config)?;
     let visual = config.object("visual")?.ok_or_else(|| config.error("visual is missing"))?;
     let vision = vision_config(&visual, &text)?;
-    Ok(Config { text, vision })
+    Ok(Config { text, vision, gptq: None })
 }
 
 fn refuse_other_models(config: &Fields) -> Result<()> {
@@ -116,11 +128,6 @@ fn refuse_other_models(config: &Fields) -> Result<()> {
     }
     if config.get("visual").is_none() {
         return Err(config.error("this is a Qwen checkpoint without a vision tower (no \"visual\"), not Qwen-VL"));
-    }
-    if config.get("quantization_config").is_some() {
-        return Err(config.error(
-            "quantised (GPTQ) checkpoints are not supported yet; convert the unquantised Qwen-VL-Chat instead",
-        ));
     }
     Ok(())
 }
@@ -266,7 +273,6 @@ pub mod tests {
             ("\"image_size\": 448", "\"image_size\": 450", "image_size 450"),
             ("\"heads\": 16", "\"heads\": 16, \"n_queries\": 255", "n_queries is 255"),
             ("151857", "151936", "image_start_id is 151936"),
-            ("\"onnx_safe\": null", "\"quantization_config\": {\"bits\": 4}", "GPTQ"),
             ("151936", "99999999999", "vocab_size"),
         ] {
             let error = changed(from, to).unwrap_err();

@@ -16,7 +16,7 @@ use crate::metadata::{self, About};
 use crate::output::{self, Existing};
 use crate::plan::{self, Plan, Request};
 use crate::report::{self, Done};
-use crate::{generation, licence, naming, vocab};
+use crate::{generation, gptq, licence, naming, vocab};
 
 /// Does what the arguments say and prints the result. `interrupted` may be set at any time; then the work ends with an
 /// error of that kind.
@@ -67,6 +67,7 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
     let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    output::prepare(&args.out, &targets(&plan, &args.out), existing)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
     if args.verbose {
         report::note(&report::plan_text(&plan));
@@ -104,9 +105,12 @@ fn checked_plan(args: &Args, config: &mut Config, inventory: &Inventory, name: &
         }
         config.vision.n_positions = n_positions;
     }
-    let plan = plan(args, config, name)?;
-    checkpoint::check(inventory, plan.sources()).map_err(|e| e.at(dir))?;
-    Ok(plan)
+    let first = plan(args, config, name)?;
+    checkpoint::check(inventory, first.sources()).map_err(|e| e.at(dir))?;
+    // What becomes of packed matrices, their zeros and groups decide.
+    let (Inventory::Headers(checkpoint), Some(gptq)) = (inventory, &config.gptq) else { return Ok(first) };
+    config.gptq = Some(gptq::look(gptq, checkpoint, config.text.n_layer)?);
+    plan(args, config, name)
 }
 
 fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {

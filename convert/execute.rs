@@ -12,9 +12,10 @@ use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
 use crate::encode::encode;
+use crate::gptq;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
-use crate::recipe;
+use crate::recipe::{self, Recipe};
 
 /// f32 values a row block: 4 MiB. Less in tests, so that small tensors take many blocks.
 const BLOCK_VALUES: u64 = if cfg!(test) { 1 << 11 } else { 1 << 20 };
@@ -83,11 +84,16 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
         return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
     }
     let tensor = &plan.tensors[block.tensor];
-    let mut values = produce(run.checkpoint, tensor, block.first, block.n)?;
-    if tensor.padding > 0 {
-        values = recipe::pad_rows(&values, tensor.row_length() as usize, tensor.padding as usize);
-    }
-    let bytes = encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?;
+    let bytes = match tensor.recipe {
+        Recipe::Repack { group_size } => gptq::repack(run.checkpoint, tensor, group_size, block.first, block.n)?,
+        _ => {
+            let mut values = produce(run.checkpoint, tensor, block.first, block.n)?;
+            if tensor.padding > 0 {
+                values = recipe::pad_rows(&values, tensor.row_length() as usize, tensor.padding as usize);
+            }
+            encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?
+        }
+    };
     let offset = (block.first == 0).then(|| layout.places[block.tensor].0);
     Ok(Made { offset, bytes })
 }

@@ -5,6 +5,7 @@
 use qvl::names::{text_tensor, vision_tensor};
 
 use crate::config::{Config, square_root};
+use crate::gptq::{self, Gptq};
 use crate::recipe::Recipe;
 use crate::types::Role;
 
@@ -15,6 +16,17 @@ pub struct Source {
     pub name: String,
     /// Expected shape.
     pub shape: Vec<u64>,
+    /// What its values must be.
+    pub holds: Holds,
+}
+
+/// Kinds of stored values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// f32, f16 or bf16.
+    Floats,
+    /// Packed 32-bit words, or indices.
+    Ints,
 }
 
 /// A tensor of a GGUF file and where its values come from.
@@ -33,7 +45,7 @@ pub struct Mapped {
 }
 
 fn source(name: impl Into<String>, shape: &[u64]) -> Source {
-    Source { name: name.into(), shape: shape.to_vec() }
+    Source { name: name.into(), shape: shape.to_vec(), holds: Holds::Floats }
 }
 
 /// `source` as it stands: a matrix of `role`, or a table if it has one dimension.
@@ -41,6 +53,19 @@ fn copied(name: impl Into<String>, source: Source, role: Role) -> Mapped {
     let dims: Vec<u64> = source.shape.iter().rev().copied().collect();
     let role = if dims.len() == 1 { Role::Table } else { role };
     Mapped { name: name.into(), dims, recipe: Recipe::Copy, sources: vec![source], role }
+}
+
+/// A matrix of a layer whose values are packed: its module's four tensors in place of `weight`.
+fn packed(gptq: &Gptq, matrix: Mapped) -> Mapped {
+    let weight = &matrix.sources[0];
+    let module = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
+    let group_size = gptq.group_size(weight.shape[1]);
+    let recipe = match gptq.reason(module) {
+        None => Recipe::Repack { group_size },
+        Some(_) => Recipe::Dequantise,
+    };
+    let sources = gptq::sources(module, weight.shape[0], weight.shape[1], group_size);
+    Mapped { recipe, sources, ..matrix }
 }
 
 /// The text file's tensors in file order.
@@ -64,7 +89,11 @@ pub fn text(config: &Config) -> Vec<Mapped> {
         // `text_tensor::PARTS` names the same eight in the same order.
         for (part, (theirs, shape, role)) in text_tensor::PARTS.iter().zip(parts) {
             let source = source(format!("transformer.h.{il}.{theirs}"), shape);
-            all.push(copied(text_tensor::blk(il as usize, part), source, role));
+            let mapped = copied(text_tensor::blk(il as usize, part), source, role);
+            all.push(match &config.gptq {
+                Some(gptq) if shape.len() == 2 => packed(gptq, mapped),
+                _ => mapped,
+            });
         }
     }
     all.push(copied(text_tensor::OUTPUT_NORM, source("transformer.ln_f.weight", &[d]), Role::Table));

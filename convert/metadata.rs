@@ -112,9 +112,9 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
     }
     m.set("general.languages", strings(&["en", "zh"]));
     m.set("general.tags", strings(&["qwen-vl", "vision", "image-text-to-text", "grounding"]));
-    m.set(general::FILE_TYPE, plan.asked.llama_ftype());
+    m.set(general::FILE_TYPE, plan.file_type().llama_ftype());
     m.set(general::QUANTIZATION_VERSION, 2u32);
-    m.set(general::RECIPE, plan.asked.name());
+    m.set(general::RECIPE, plan.recipe());
     m.set(general::TENSOR_TYPES, plan.types_text());
     let fallbacks: Vec<String> =
         plan.fallbacks().map(|(t, wanted)| format!("{}: {wanted} -> {}", t.name, t.ty)).collect();

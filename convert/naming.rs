@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Published checkpoints, whose directory names lack the size that GGUF's naming convention wants.
 const PUBLISHED: [(&str, &str); 3] =
-    [("Qwen-VL", "Qwen-VL-7B"), ("Qwen-VL-Chat", "Qwen-VL-7B-Chat"), ("Qwen-VL-Chat-Int4", "Qwen-VL-7B-Chat")];
+    [("Qwen-VL", "Qwen-VL-7B"), ("Qwen-VL-Chat", "Qwen-VL-7B-Chat"), ("Qwen-VL-Chat-Int4", "Qwen-VL-7B-Chat-Int4")];
 
 /// The repository name that the directory `dir` (canonical) suggests: its own name, or, inside the Hugging Face cache
 /// (`models--ORG--NAME/snapshots/REVISION`), NAME.
@@ -41,10 +41,9 @@ pub fn file_stem(name: &str) -> String {
 
 /// (basename, finetune) of a name: `Qwen-VL-7B-Chat` is `Qwen-VL` tuned for `Chat`.
 pub fn parts(name: &str) -> (String, Option<String>) {
-    let (base, tune) = match name.strip_suffix("-Chat") {
-        Some(base) => (base, Some("Chat".to_owned())),
-        None => (name, None),
-    };
+    let tuned =
+        ["Chat-Int4", "Chat"].into_iter().find_map(|tune| Some((name.strip_suffix(&format!("-{tune}"))?, tune)));
+    let (base, tune) = tuned.map_or((name, None), |(base, tune)| (base, Some(tune.to_owned())));
     (base.strip_suffix("-7B").unwrap_or(base).to_owned(), tune)
 }
 
@@ -66,7 +65,7 @@ mod tests {
         let check = |dir: &str, expect: &str| assert_eq!(model_name(&checkpoint_name(Path::new(dir))), expect);
         check("/data/Qwen-VL-Chat", "Qwen-VL-7B-Chat");
         check("/data/qwen-vl", "Qwen-VL-7B");
-        check("/data/Qwen-VL-Chat-Int4", "Qwen-VL-7B-Chat");
+        check("/data/Qwen-VL-Chat-Int4", "Qwen-VL-7B-Chat-Int4");
         check("/data/my-tune", "my-tune");
         check("/c/models--Qwen--Qwen-VL-Chat/snapshots/f57cfbd358cb56b710d963669ad1bcfb44cdcdd8", "Qwen-VL-7B-Chat");
         check("/", "");
@@ -83,6 +82,7 @@ mod tests {
     fn labels() {
         assert_eq!([7_721_324_544, 1_935_610_624, 494_000, 12].map(size_label), ["7.7B", "1.9B", "494K", "0.0K"]);
         assert_eq!(parts("Qwen-VL-7B-Chat"), ("Qwen-VL".into(), Some("Chat".into())));
+        assert_eq!(parts("Qwen-VL-7B-Chat-Int4"), ("Qwen-VL".into(), Some("Chat-Int4".into())));
         assert_eq!(parts("mine"), ("mine".into(), None));
     }
 }

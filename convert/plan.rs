@@ -8,6 +8,7 @@ use qvl::quant::GgmlType;
 
 use crate::args::Override;
 use crate::config::Config;
+use crate::gptq::Gptq;
 use crate::mapping::{self, Mapped, Source};
 use crate::recipe::Recipe;
 use crate::types::{FileType, fallback, mixed, padding};
@@ -77,11 +78,26 @@ pub struct FilePlan {
     pub file_name: String,
     /// The type that was asked for.
     pub asked: FileType,
+    /// The type of matrices that are kept as the checkpoint has them, packed, if there are any.
+    pub kept: Option<FileType>,
     /// Its tensors in file order.
     pub tensors: Vec<PlannedTensor>,
 }
 
 impl FilePlan {
+    /// The type that names the file: of what is kept, else what was asked for.
+    pub fn file_type(&self) -> FileType {
+        self.kept.unwrap_or(self.asked)
+    }
+
+    /// How the types came about, for `qvl.recipe`.
+    pub fn recipe(&self) -> String {
+        match self.kept {
+            None => self.asked.name().to_owned(),
+            Some(kept) => format!("{kept} (gptq), {}", self.asked),
+        }
+    }
+
     /// Bytes of all tensors, without header and padding.
     pub fn n_bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.n_bytes).sum()
@@ -163,17 +179,21 @@ pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
             most.name()
         }
     };
-    let text_name = request.text_type.name().to_uppercase();
+    let kept = text.iter().any(|t| matches!(t.recipe, Recipe::Repack { .. })).then_some(FileType::Q4_0);
+    notes.extend(config.gptq.as_ref().map(|gptq| gptq_note(gptq, &text, request.text_type)));
+    let text_name = kept.unwrap_or(request.text_type).name().to_uppercase();
     let vision_name = vision_name.to_uppercase();
     Ok(Plan {
         text: FilePlan {
             file_name: format!("{}-{text_name}.gguf", request.name),
             asked: request.text_type,
+            kept,
             tensors: text,
         },
         vision: FilePlan {
             file_name: format!("mmproj-{}-{vision_name}.gguf", request.name),
             asked: request.vision_type,
+            kept: None,
             tensors: vision,
         },
         notes,
@@ -189,10 +209,32 @@ enum Rows {
     Padded,
 }
 
+/// What becomes of the packed matrices.
+fn gptq_note(gptq: &Gptq, text: &[PlannedTensor], asked: FileType) -> String {
+    let packed = || text.iter().filter(|t| matches!(t.recipe, Recipe::Repack { .. } | Recipe::Dequantise));
+    let again = || packed().filter(|t| t.recipe == Recipe::Dequantise);
+    let (n, n_again) = (packed().count(), again().count());
+    let Some(first) = again().next() else {
+        return format!("the {n} GPTQ matrices are kept without loss, as q4_0; {asked} is the type of the others");
+    };
+    let reason = again().find_map(|t| {
+        let module = t.sources[0].name.strip_suffix(".qweight")?;
+        Some(format!("{module}: {}", gptq.reason(module)?))
+    });
+    let reason = reason.unwrap_or_else(|| format!("--tensor-type asks for {} as {}", first.name, first.ty));
+    format!(
+        "{n_again} of {n} GPTQ matrices are not kept as they are but quantised a second time, which costs accuracy ({reason})"
+    )
+}
+
 fn typed(mapped: Mapped, asked: FileType, rows: Rows, overrides: &[Override]) -> PlannedTensor {
     let Mapped { name, mut dims, recipe, sources, role } = mapped;
     let chosen = overrides.iter().find(|o| role.is_free() && o.pattern.is_match(&name)).map(|o| o.ty);
-    let wanted = chosen.unwrap_or_else(|| mixed(asked, role, dims[0]));
+    let (recipe, wanted) = match (recipe, chosen) {
+        (Recipe::Repack { .. }, None | Some(GgmlType::Q4_0)) => (recipe, GgmlType::Q4_0),
+        (Recipe::Repack { .. }, Some(other)) => (Recipe::Dequantise, other),
+        _ => (recipe, chosen.unwrap_or_else(|| mixed(asked, role, dims[0]))),
+    };
     let padding = if rows == Rows::Padded && role.is_free() { padding(wanted, dims[0]) } else { 0 };
     dims[0] += padding;
     let ty = fallback(wanted, dims[0]);

@@ -4,6 +4,7 @@ use qvl::error::Result;
 
 use crate::checkpoint::{Checkpoint, Stored};
 use crate::fold;
+use crate::gptq;
 use crate::plan::PlannedTensor;
 use crate::recipe::{self, Recipe};
 
@@ -28,6 +29,8 @@ pub fn produce(checkpoint: &Checkpoint, tensor: &PlannedTensor, first: u64, n: u
         Recipe::Deinterleave { n_head, d_head } => {
             deinterleave(checkpoint, source, n_head, d_head, first, &mut out)?;
         }
+        // A matrix that is repacked has no values in between; asked for, they are these.
+        Recipe::Repack { .. } | Recipe::Dequantise => out = gptq::dequantise(checkpoint, tensor, first, n)?,
         Recipe::Transpose => transpose(checkpoint, source, first, &mut out)?,
         Recipe::Positions { from, to } => {
             let table = whole(checkpoint, source)?;

@@ -17,6 +17,13 @@ pub enum Recipe {
         /// Rows a part of a head.
         d_head: u64,
     },
+    /// Packed quants of GPTQ become blocks of Q4_0 of the same values.
+    Repack {
+        /// Columns that share a scale, a multiple of 32.
+        group_size: u64,
+    },
+    /// Packed quants of GPTQ become values.
+    Dequantise,
     /// Rows become columns.
     Transpose,
     /// A table of `from × from` positions interpolated to `to × to`.
@@ -43,6 +50,8 @@ impl std::fmt::Display for Recipe {
             Recipe::Copy => f.write_str("copy"),
             Recipe::Rows { first } => write!(f, "rows from {first}"),
             Recipe::Deinterleave { n_head, d_head } => write!(f, "de-interleave {n_head} heads of {d_head}"),
+            Recipe::Repack { group_size } => write!(f, "repack gptq groups of {group_size}"),
+            Recipe::Dequantise => f.write_str("dequantise gptq"),
             Recipe::Transpose => f.write_str("transpose"),
             Recipe::Positions { from, to } if from == to => f.write_str("copy"),
             Recipe::Positions { from, to } => write!(f, "interpolate {from}x{from} to {to}x{to}"),

@@ -103,7 +103,7 @@ fn file_json(file: &FilePlan) -> Value {
     });
     json!({
         "file": file.file_name,
-        "type": file.asked.name(),
+        "type": file.file_type().name(),
         "n_parameters": file.n_values(),
         "bytes": file.n_bytes(),
         "tensor_types": types_json(file),

@@ -1,7 +1,10 @@
 //! A checkpoint's weights: which tensors there are, of which type and shape, and where their bytes lie.
 
 mod check;
+mod gather;
 mod safetensors;
+mod shards;
+mod torch;
 mod values;
 
 use std::collections::BTreeMap;
@@ -10,27 +13,49 @@ use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
 
-use crate::json::Fields;
+use self::shards::Found;
 
 pub use check::check;
 
-/// Element types that are read.
+/// Element types of stored tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum DType {
     F32,
     F16,
     BF16,
+    /// Packed quants and indices of GPTQ.
+    I32,
+    /// A type that no weight has; its values are not read.
+    Other(&'static str),
 }
 
 impl DType {
-    /// Bytes a value.
+    /// Bytes a value; 0 for types that are not read.
     pub fn n_bytes(self) -> u64 {
-        if self == DType::F32 { 4 } else { 2 }
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::Other(_) => 0,
+        }
+    }
+
+    /// Whether its values can be widened to f32.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 }
 
-/// A tensor of the checkpoint. Its bytes lie inside its shard (as of when the header was read), rows contiguous.
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DType::Other(name) => f.write_str(name),
+            known => write!(f, "{known:?}"),
+        }
+    }
+}
+
+/// A tensor of the checkpoint. Its values lie inside its shard (as of when the header was read).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     /// Name.
@@ -43,9 +68,17 @@ pub struct Stored {
     pub dtype: DType,
     /// Shape as PyTorch writes it.
     pub shape: Vec<u64>,
+    /// Values from one index of an axis to the next; `None`: values follow each other in the order of the shape.
+    strides: Option<Vec<u64>>,
 }
 
 impl Stored {
+    /// A tensor with these strides, one an axis, in values. Who calls has proven that all values are inside the shard.
+    fn new(name: String, shard: usize, offset: u64, dtype: DType, shape: Vec<u64>, strides: Vec<u64>) -> Self {
+        let strides = (!gather::is_contiguous(&shape, &strides)).then_some(strides);
+        Stored { name, shard, offset, dtype, shape, strides }
+    }
+
     /// Number of values.
     pub fn n_values(&self) -> u64 {
         self.shape.iter().product()
@@ -55,6 +88,13 @@ impl Stored {
     pub fn width(&self) -> u64 {
         self.shape.iter().skip(1).product()
     }
+
+    /// The same values with rows and columns exchanged. Only for matrices.
+    pub fn transposed(&self) -> Self {
+        let strides = self.strides.clone().unwrap_or_else(|| gather::row_major(&self.shape));
+        let turned = |all: &[u64]| all.iter().rev().copied().collect::<Vec<u64>>();
+        Stored { strides: Some(turned(&strides)), shape: turned(&self.shape), ..self.clone() }
+    }
 }
 
 /// An open shard.
@@ -63,6 +103,26 @@ pub struct Shard {
     /// Its path, for messages.
     pub path: PathBuf,
     file: File,
+}
+
+/// Forms of files that hold weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `*.safetensors`
+    Safetensors,
+    /// `*.bin`, as `torch.save` writes it.
+    Torch,
+}
+
+impl Kind {
+    /// By the end of the file's name.
+    pub fn of(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "safetensors" => Some(Kind::Safetensors),
+            "bin" | "pt" | "pth" => Some(Kind::Torch),
+            _ => None,
+        }
+    }
 }
 
 /// A checkpoint's headers, with its shards open. Nothing of the weights is in memory: they are read by position, so
@@ -84,33 +144,45 @@ pub enum Inventory {
     Nothing,
 }
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const TORCH_SINGLE: &str = "pytorch_model.bin";
-const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
-
 impl Checkpoint {
     /// Opens the weights in `dir` and reads every header. Errors (kind model): nothing there, pointers instead of files,
-    /// missing, truncated or corrupt shards, tensors listed twice or of a type that is not read.
+    /// missing, truncated or corrupt shards, tensors listed twice.
     pub fn open(dir: &Path) -> Result<Self> {
-        let (paths, weight_map) = shard_paths(dir)?;
+        let found = shards::find(dir)?.ok_or_else(|| shards::no_weights(dir))?;
+        Self::open_found(dir, found)
+    }
+
+    /// Opens these files of tensors, all of one kind, and reads every header. Errors as [`open`](Self::open).
+    pub fn open_files(paths: Vec<PathBuf>, kind: Kind) -> Result<Self> {
         let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
-            let file = File::open(&path).map_err(|e| Error::model("cannot open the shard").because(e).at(&path))?;
-            for stored in safetensors::read_header(&path, checkpoint.shards.len())? {
+            let shard = checkpoint.shards.len();
+            let header = match kind {
+                Kind::Safetensors => safetensors::read_header(&path, shard)?,
+                Kind::Torch => torch::read_header(&path, shard)?,
+            };
+            for stored in header {
                 let name = stored.name.clone();
                 if checkpoint.tensors.insert(name.clone(), stored).is_some() {
                     return Err(Error::model(format!("tensor {name} is also in another shard")).at(&path));
                 }
             }
+            let file = File::open(&path).map_err(|e| Error::model("cannot open the shard").because(e).at(&path))?;
             checkpoint.shards.push(Shard { path, file });
         }
+        Ok(checkpoint)
+    }
+
+    fn open_found(dir: &Path, found: Found) -> Result<Self> {
+        let (index, kind, weight_map) = match found {
+            Found::Single(path, kind) => return Self::open_files(vec![path], kind),
+            Found::Indexed { index, kind, weight_map } => (index, kind, weight_map),
+        };
+        let checkpoint = Self::open_files(shards::paths(dir, &index, &weight_map)?, kind)?;
         for (name, shard) in weight_map {
             let found = checkpoint.tensors.get(&name).map(|t| &checkpoint.shards[t.shard].path);
             if found.is_none_or(|path| !path.ends_with(&shard)) {
-                return Err(
-                    Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&dir.join(INDEX))
-                );
+                return Err(Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&index));
             }
         }
         Ok(checkpoint)
@@ -135,72 +207,13 @@ impl Checkpoint {
 /// What a dry run can learn of `dir`: headers if the weights are there, else the names of an index, else nothing.
 /// Errors: weights that are there but damaged.
 pub fn survey(dir: &Path) -> Result<Inventory> {
-    if dir.join(SINGLE).exists() {
-        return Checkpoint::open(dir).map(Inventory::Headers);
-    }
-    if dir.join(INDEX).exists() {
-        let weight_map = read_index(&dir.join(INDEX))?;
-        let all_there = weight_map.values().all(|shard| dir.join(shard).exists());
-        return if all_there {
-            Checkpoint::open(dir).map(Inventory::Headers)
-        } else {
+    match shards::find(dir)? {
+        None => Ok(Inventory::Nothing),
+        Some(Found::Indexed { weight_map, .. }) if !weight_map.values().all(|shard| dir.join(shard).exists()) => {
             Ok(Inventory::Names(weight_map.into_keys().collect()))
-        };
+        }
+        Some(found) => Checkpoint::open_found(dir, found).map(Inventory::Headers),
     }
-    if dir.join(TORCH_INDEX).exists() {
-        return Ok(Inventory::Names(read_index(&dir.join(TORCH_INDEX))?.into_keys().collect()));
-    }
-    Ok(Inventory::Nothing)
-}
-
-/// The shards of `dir` in the order of their names, and which tensor the index expects in which (empty without one).
-fn shard_paths(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>)> {
-    let single = dir.join(SINGLE);
-    if single.exists() {
-        return Ok((vec![single], BTreeMap::new()));
-    }
-    let index = dir.join(INDEX);
-    if !index.exists() {
-        return Err(no_weights(dir));
-    }
-    let weight_map = read_index(&index)?;
-    let mut names: Vec<&String> = weight_map.values().collect();
-    names.sort();
-    names.dedup();
-    let paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).collect();
-    let missing = paths.iter().filter(|path| !path.exists()).count();
-    if let Some(first) = paths.iter().find(|path| !path.exists()) {
-        return Err(Error::model(format!(
-            "the shard is missing ({missing} of {} named in {INDEX} are); download the checkpoint again",
-            paths.len()
-        ))
-        .at(first));
-    }
-    Ok((paths, weight_map))
-}
-
-fn no_weights(dir: &Path) -> Error {
-    if dir.join(TORCH_INDEX).exists() || dir.join(TORCH_SINGLE).exists() {
-        return Error::model(
-            "the weights are PyTorch .bin files, which are not supported yet; rewrite them once with transformers: \
-             AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True, torch_dtype=\"auto\")\
-             .save_pretrained(NEW_DIR, safe_serialization=True), then copy qwen.tiktoken to NEW_DIR",
-        )
-        .at(dir);
-    }
-    Error::model(format!("no weights here (expected {SINGLE}, or {INDEX} and its shards)")).at(dir)
-}
-
-/// The `weight_map` of an index: tensor name → shard's file name, which must be a plain name.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let fields = Fields::read(path)?;
-    let map = fields.object("weight_map")?.ok_or_else(|| fields.error("weight_map is missing"))?;
-    let entry = |(name, shard): (String, serde_json::Value)| match shard.as_str() {
-        Some(file) if Path::new(file).file_name().is_some_and(|f| f == file) => Ok((name, file.to_owned())),
-        _ => Err(fields.error(format!("weight_map: {name} is {shard} (expected a file name)"))),
-    };
-    let weight_map: BTreeMap<String, String> = map.into_map().into_iter().map(entry).collect::<Result<_>>()?;
-    if weight_map.is_empty() { Err(fields.error("weight_map is empty")) } else { Ok(weight_map) }
 }
 
 /// Refuses what git leaves in place of a large file that was not fetched; `start` is the file's beginning.

@@ -6,6 +6,7 @@ use ::safetensors::{Dtype, SafeTensors};
 use qvl::error::{Error, Result};
 use qvl::mmap::MappedFile;
 
+use super::gather::row_major;
 use super::{DType, Stored, refuse_lfs_pointer};
 
 /// Bytes of the length in front of the header.
@@ -13,7 +14,7 @@ const LENGTH_BYTES: usize = 8;
 
 /// Reads the header of shard number `shard` at `path`. The file is mapped for that only; its weights are not touched.
 ///
-/// Errors (kind model): a git-lfs pointer, a truncated or corrupt file, a tensor of a type that is not read.
+/// Errors (kind model): a git-lfs pointer, a truncated or corrupt file.
 pub fn read_header(path: &Path, shard: usize) -> Result<Vec<Stored>> {
     let file = MappedFile::open(path)?;
     refuse_lfs_pointer(&file, path)?;
@@ -22,21 +23,23 @@ pub fn read_header(path: &Path, shard: usize) -> Result<Vec<Stored>> {
     let mut all = Vec::new();
     for (name, info) in metadata.tensors() {
         let shape: Vec<u64> = info.shape.iter().map(|n| *n as u64).collect();
-        let dtype = dtype(&name, info.dtype).map_err(|e| e.at(path))?;
-        all.push(Stored { shard, offset: data_offset + info.data_offsets.0 as u64, dtype, shape, name });
+        let (offset, strides) = (data_offset + info.data_offsets.0 as u64, row_major(&shape));
+        all.push(Stored::new(name, shard, offset, dtype(info.dtype), shape, strides));
     }
     Ok(all)
 }
 
-fn dtype(name: &str, dtype: Dtype) -> Result<DType> {
+fn dtype(dtype: Dtype) -> DType {
     match dtype {
-        Dtype::F32 => Ok(DType::F32),
-        Dtype::F16 => Ok(DType::F16),
-        Dtype::BF16 => Ok(DType::BF16),
-        _ if name.ends_with(".qweight") || name.ends_with(".qzeros") || name.ends_with(".g_idx") => {
-            Err(Error::model(format!("{name}: quantised (GPTQ) checkpoints are not supported yet")))
-        }
-        other => Err(Error::model(format!("tensor {name} is of type {other:?} (expected F32, F16 or BF16)"))),
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I32 => DType::I32,
+        Dtype::F64 => DType::Other("F64"),
+        Dtype::I64 => DType::Other("I64"),
+        Dtype::U8 => DType::Other("U8"),
+        Dtype::BOOL => DType::Other("BOOL"),
+        _ => DType::Other("an element type that is not read"),
     }
 }
 

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io;
 
+use byteorder::{ByteOrder, LE};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use qvl::error::{Error, Result};
 
-use super::{Checkpoint, DType, Stored};
+use super::{Checkpoint, DType, Stored, gather};
 
 /// Values widened at a time; their bytes stay in the cache between reading and widening.
 const CHUNK: usize = 32 * 1024;
@@ -16,20 +17,23 @@ impl Checkpoint {
     /// Reads `out.len()` values of `tensor` from value `first` on, widened to f32 exactly.
     ///
     /// Errors (kind model) name the shard and the tensor: it ends early or cannot be read, or a value is NaN or infinite.
-    /// Cost: one pass; a buffer of 128 KiB.
+    /// Cost: one pass; a buffer of 128 KiB, or for values that do not follow each other in the file as many bytes as
+    /// `out` has.
     ///
     /// # Panics
-    /// If the values are not all inside the tensor: plans prove shapes before anything is executed.
+    /// If the values are not all inside the tensor or are no floats: plans prove shapes and types before anything is
+    /// executed.
     pub fn read_values(&self, tensor: &Stored, first: u64, out: &mut [f32]) -> Result<()> {
-        assert!(first + out.len() as u64 <= tensor.n_values(), "values inside the tensor");
+        assert!(tensor.dtype.is_float(), "values of floats");
         let shard = &self.shards[tensor.shard];
-        let size = tensor.dtype.n_bytes();
-        let mut buffer = vec![0u8; CHUNK.min(out.len()) * size as usize];
-        for (nth, chunk) in out.chunks_mut(CHUNK).enumerate() {
-            let at = first + (nth * CHUNK) as u64;
-            let bytes = &mut buffer[..chunk.len() * size as usize];
-            read_at(&shard.file, bytes, tensor.offset + at * size)
-                .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
+        let size = tensor.dtype.n_bytes() as usize;
+        // Runs of a gathered tensor are the longer the more of it is wanted at once.
+        let step = if tensor.strides.is_some() { out.len().max(1) } else { CHUNK };
+        let mut buffer = vec![0u8; step.min(out.len()) * size];
+        for (nth, chunk) in out.chunks_mut(step).enumerate() {
+            let at = first + (nth * step) as u64;
+            let bytes = &mut buffer[..chunk.len() * size];
+            self.read_stored(tensor, at, bytes)?;
             widen(tensor.dtype, bytes, chunk);
             if let Some(i) = first_not_finite(chunk) {
                 let row = (at + i as u64) / tensor.width().max(1);
@@ -41,13 +45,40 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The tensor's first `n` bytes as stored, or all if it has fewer.
+    /// Reads `out.len()` values of an I32 tensor from value `first` on. Errors and cost as
+    /// [`read_values`](Self::read_values).
+    ///
+    /// # Panics
+    /// If the values are not all inside the tensor or of another type.
+    pub fn read_ints(&self, tensor: &Stored, first: u64, out: &mut [u32]) -> Result<()> {
+        assert_eq!(tensor.dtype, DType::I32, "values of I32");
+        let mut bytes = vec![0u8; out.len() * 4];
+        self.read_stored(tensor, first, &mut bytes)?;
+        LE::read_u32_into(&bytes, out);
+        Ok(())
+    }
+
+    /// The tensor's first `n` bytes in the order of its shape, or all if it has fewer.
     pub fn first_bytes(&self, tensor: &Stored, n: u64) -> Result<Vec<u8>> {
-        let shard = &self.shards[tensor.shard];
-        let mut bytes = vec![0u8; n.min(tensor.n_values() * tensor.dtype.n_bytes()) as usize];
-        read_at(&shard.file, &mut bytes, tensor.offset)
-            .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
+        let size = tensor.dtype.n_bytes();
+        let n = n.checked_div(size).unwrap_or(0).min(tensor.n_values());
+        let mut bytes = vec![0u8; (n * size) as usize];
+        self.read_stored(tensor, 0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Fills `out` with the bytes of whole values of `tensor`, from value `first` on in the order of its shape.
+    pub fn read_stored(&self, tensor: &Stored, first: u64, out: &mut [u8]) -> Result<()> {
+        let shard = &self.shards[tensor.shard];
+        let size = tensor.dtype.n_bytes();
+        let n = (out.len() as u64).checked_div(size).unwrap_or(0);
+        assert!(first + n <= tensor.n_values(), "values inside the tensor");
+        let read = |bytes: &mut [u8], value: u64| read_at(&shard.file, bytes, tensor.offset + value * size);
+        let done = match &tensor.strides {
+            None => read(out, first),
+            Some(strides) => gather::gather(&tensor.shape, strides, size as usize, first, out, read),
+        };
+        done.map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))
     }
 }
 
@@ -81,6 +112,7 @@ fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 *value = bf16::from_le_bytes([b[0], b[1]]).to_f32();
             }
         }
+        DType::I32 | DType::Other(_) => unreachable!("values of floats"),
         DType::F16 => {
             let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
             halves.convert_to_f32_slice(out);

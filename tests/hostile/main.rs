@@ -3,6 +3,9 @@
 
 mod checkpoints;
 mod gguf;
+#[path = "../support/gptq.rs"]
+mod gptq;
+mod gptq_files;
 mod grammars;
 mod headers;
 mod mutations;
@@ -10,4 +13,7 @@ mod pairs;
 mod pictures;
 mod prompts;
 mod support;
+#[path = "../support/torch.rs"]
+mod torch;
+mod torch_files;
 mod weights;

@@ -59,6 +59,20 @@ mod busy;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// Files of `torch.save`, written for tests.
+#[path = "../support/torch.rs"]
+mod torch;
+
+/// Checkpoints as people have them: `.bin` files and shards of PyTorch.
+mod checkpoints;
+
+/// Checkpoints of GPTQ, packed for tests.
+#[path = "../support/gptq.rs"]
+mod gptq_files;
+
+/// Checkpoints of GPTQ: what is packed stays what it is.
+mod gptq;
+
 /// `qvl plan`, and what is done about memory before anything is loaded.
 mod memory;
 
