@@ -11,8 +11,9 @@ use crate::types::{FileType, element_type};
 
 /// Convert a Qwen-VL checkpoint to two GGUF files: the language model and its mmproj (vision tower and adapter).
 ///
-/// CHECKPOINT_DIR is a model directory as downloaded: config.json, generation_config.json, qwen.tiktoken and safetensors
-/// weights. Memory use does not grow with the checkpoint. Existing files are kept unless --force is given.
+/// CHECKPOINT_DIR is a model directory as downloaded: config.json, generation_config.json, qwen.tiktoken and weights, as
+/// safetensors, as PyTorch .bin files or as GPTQ with 4 bits, in one file or in shards. Memory use does not grow with the
+/// checkpoint. Existing files are kept unless --force is given.
 #[derive(Debug, Parser)]
 #[command(name = "qvl-convert", version)]
 pub struct Args {
@@ -22,7 +23,7 @@ pub struct Args {
     /// Directory for the two files, made if missing
     #[arg(short, long, value_name = "OUT_DIR", default_value = ".")]
     pub out: PathBuf,
-    /// Type of the language model
+    /// Type of the language model; of a GPTQ checkpoint, of what is not packed
     #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "q4_k_m", ignore_case = true)]
     pub text_type: FileType,
     /// Type of the vision tower and the adapter

@@ -78,7 +78,7 @@ pub struct FilePlan {
     pub file_name: String,
     /// The type that was asked for.
     pub asked: FileType,
-    /// The type of matrices that are kept as the checkpoint has them, packed, if there are any.
+    /// The type of packed matrices that are kept as the checkpoint has them, if most of those are.
     pub kept: Option<FileType>,
     /// Its tensors in file order.
     pub tensors: Vec<PlannedTensor>,
@@ -179,7 +179,7 @@ pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
             most.name()
         }
     };
-    let kept = text.iter().any(|t| matches!(t.recipe, Recipe::Repack { .. })).then_some(FileType::Q4_0);
+    let kept = mostly_kept(&text).then_some(FileType::Q4_0);
     notes.extend(config.gptq.as_ref().map(|gptq| gptq_note(gptq, &text, request.text_type)));
     let text_name = kept.unwrap_or(request.text_type).name().to_uppercase();
     let vision_name = vision_name.to_uppercase();
@@ -207,6 +207,14 @@ enum Rows {
     AsTheyAre,
     /// Zeros behind them; our vision graph pads its inputs likewise.
     Padded,
+}
+
+/// Whether most weights of the packed matrices are kept as they are.
+fn mostly_kept(text: &[PlannedTensor]) -> bool {
+    let kept =
+        text.iter().filter(|t| matches!(t.recipe, Recipe::Repack { .. })).map(PlannedTensor::n_values).sum::<u64>();
+    let again = text.iter().filter(|t| t.recipe == Recipe::Dequantise).map(PlannedTensor::n_values).sum::<u64>();
+    kept > again
 }
 
 /// What becomes of the packed matrices.

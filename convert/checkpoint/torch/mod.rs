@@ -1,7 +1,7 @@
 //! Checkpoints as `torch.save` writes them since PyTorch 1.6: a zip archive `NAME/` of a pickle `data.pkl` and storages
 //! `data/0`, `data/1`, .., each stored as it is, so that weights are read in place.
 //!
-//! No crate serves here: those that read such files hand whole tensors over (1.2 GB for the embedding) or trust the archive.
+//! No crate serves here: those that read such files hand over whole tensors, 1.2 GB for the embedding.
 
 mod machine;
 mod objects;
