@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use qvl::error::Result;
+use qvl::text::TextHparams;
 
 use crate::json::Fields;
 
@@ -74,6 +75,25 @@ pub struct VisionConfig {
     pub image_start_id: u64,
     /// Rows of the stored positional embedding, a square; `config.json` does not say it, a checkpoint's header does.
     pub n_positions: u64,
+}
+
+impl TextConfig {
+    /// That of a text file, whose header has been proven. What the shapes do not depend on is as in the published model.
+    pub fn of_gguf(h: &TextHparams) -> Self {
+        TextConfig {
+            n_embd: h.n_embd as u64,
+            n_head: h.n_head as u64,
+            n_layer: h.n_layer as u64,
+            n_ff: h.n_ff as u64,
+            n_vocab: h.n_vocab as u64,
+            rms_eps: 1e-6,
+            rope_base: h.rope_freq_base,
+            seq_length: h.seq_length as u64,
+            context_length: h.context_length as u64,
+            use_dynamic_ntk: h.use_dynamic_ntk,
+            use_logn_attn: h.use_logn_attn,
+        }
+    }
 }
 
 impl VisionConfig {

@@ -12,6 +12,7 @@ use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
 use crate::config::{self, Config, square_root};
 use crate::execute::{Run, write_file};
+use crate::lora::{self, Adapter, Weights};
 use crate::metadata::{self, About};
 use crate::output::{self, Existing};
 use crate::plan::{self, Plan, Request};
@@ -36,6 +37,7 @@ struct Opened {
     config: Config,
     checkpoint_name: String,
     name: String,
+    adapters: Vec<Adapter>,
 }
 
 fn open(args: &Args) -> Result<Opened> {
@@ -46,28 +48,35 @@ fn open(args: &Args) -> Result<Opened> {
     }
     let config = config::read(&dir)?;
     let checkpoint_name = naming::checkpoint_name(&dir);
-    let name = args.name.clone().unwrap_or_else(|| naming::model_name(&checkpoint_name));
-    Ok(Opened { dir, config, checkpoint_name, name })
+    let mut adapters = args.lora.iter().map(Adapter::open).collect::<Result<Vec<_>>>()?;
+    // None of it is none: the files are those without it, to the last byte.
+    adapters.retain(|adapter| adapter.scale() != 0.0);
+    lora::prove_together(&adapters)?;
+    let names = adapters.iter().map(|adapter| format!("-{}", adapter.name())).collect::<String>();
+    let name = args.name.clone().unwrap_or_else(|| naming::model_name(&checkpoint_name) + &names);
+    Ok(Opened { dir, config, checkpoint_name, name, adapters })
 }
 
 /// Plans with what is there: weights, an index, or the configuration alone.
 fn dry_run(args: &Args) -> Result<(Plan, Inventory)> {
-    let Opened { dir, mut config, name, .. } = open(args)?;
+    let Opened { dir, mut config, name, adapters, .. } = open(args)?;
     let inventory = checkpoint::survey(&dir)?;
     let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
-    Ok((plan, inventory))
+    Ok((adapted(plan, &adapters)?, inventory))
 }
 
 /// Converts. When it returns an error, nothing new stands under the final names.
 pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     let started = Instant::now();
-    let Opened { dir, mut config, checkpoint_name, name } = open(args)?;
+    let Opened { dir, mut config, checkpoint_name, name, adapters } = open(args)?;
     // Cheap refusals first: the configuration alone names the files.
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
-    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    let plan = adapted(checked_plan(args, &mut config, &inventory, &name, &dir)?, &adapters)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
+    let lora = adapters.iter().map(Adapter::summary).collect();
+    let weights = Weights::new(checkpoint, adapters);
     if args.verbose {
         report::note(&report::plan_text(&plan));
     }
@@ -76,12 +85,13 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         generation: generation::read(&dir)?,
         picture_format: generation::picture_format(&dir),
         licence: licence::read(&dir),
-        vision_id: metadata::vision_id(&checkpoint)?,
+        vision_id: metadata::vision_id(&weights)?,
+        lora,
         checkpoint_name,
         name,
     };
     let layouts = layouts(&dir, &config, &about, &plan)?;
-    let done = write(args, &checkpoint, &plan, layouts, interrupted)?;
+    let done = write(args, &weights, &plan, layouts, interrupted)?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
 }
 
@@ -107,6 +117,12 @@ fn checked_plan(args: &Args, config: &mut Config, inventory: &Inventory, name: &
     let plan = plan(args, config, name)?;
     checkpoint::check(inventory, plan.sources()).map_err(|e| e.at(dir))?;
     Ok(plan)
+}
+
+/// The plan with adapters, which are proven to fit it.
+fn adapted(plan: Plan, adapters: &[Adapter]) -> Result<Plan> {
+    adapters.iter().try_for_each(|adapter| adapter.prove(plan.sources()))?;
+    Ok(plan.adapted(adapters))
 }
 
 fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {
@@ -137,19 +153,12 @@ fn layouts(dir: &Path, config: &Config, about: &About, plan: &Plan) -> Result<[L
     Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
 }
 
-fn write(
-    args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    layouts: [Layout; 2],
-    interrupted: &AtomicBool,
-) -> Result<Done> {
+fn write(args: &Args, weights: &Weights, plan: &Plan, layouts: [Layout; 2], interrupted: &AtomicBool) -> Result<Done> {
     let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
     output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from)).build();
-    let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
-    let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
-    let run = Run { checkpoint, pool: &pool, progress: &progress, interrupted };
+    let pool = thread_pool(args.threads)?;
+    let progress = progress_bar(args.quiet, n_bytes[0] + n_bytes[1]);
+    let run = Run { weights, pool: &pool, progress: &progress, interrupted };
     let targets = targets(plan, &args.out);
     let files: Result<Vec<_>> = [&plan.text, &plan.vision]
         .into_iter()
@@ -168,9 +177,15 @@ fn write(
     Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
 }
 
+/// Threads to make blocks with: as many as told, else as there are cores.
+pub fn thread_pool(threads: Option<u16>) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).build();
+    pool.map_err(|e| Error::other("cannot start threads").because(e))
+}
+
 /// A bar over bytes on a terminal's stderr, nothing elsewhere.
-fn progress_bar(args: &Args, n_bytes: u64) -> ProgressBar {
-    let target = if args.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+pub fn progress_bar(quiet: bool, n_bytes: u64) -> ProgressBar {
+    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
     let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
     // A constant template that a test of ours would see fail; the default style is no loss.

@@ -10,8 +10,8 @@ use qvl::error::{Error, ErrorKind, Result};
 use qvl::gguf::Layout;
 use rayon::prelude::*;
 
-use crate::checkpoint::Checkpoint;
 use crate::encode::encode;
+use crate::lora::Weights;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
 
@@ -23,7 +23,7 @@ const BLOCKS_A_THREAD: usize = 2;
 /// What an execution runs with.
 pub struct Run<'a> {
     /// Where weights come from.
-    pub checkpoint: &'a Checkpoint,
+    pub weights: &'a Weights,
     /// Threads that make blocks.
     pub pool: &'a rayon::ThreadPool,
     /// Counts bytes written.
@@ -82,7 +82,7 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
         return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
     }
     let tensor = &plan.tensors[block.tensor];
-    let values = produce(run.checkpoint, tensor, block.first, block.n)?;
+    let values = produce(run.weights, tensor, block.first, block.n)?;
     let bytes = encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?;
     let offset = (block.first == 0).then(|| layout.places[block.tensor].0);
     Ok(Made { offset, bytes })

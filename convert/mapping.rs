@@ -4,7 +4,7 @@
 
 use qvl::names::{text_tensor, vision_tensor};
 
-use crate::config::{Config, square_root};
+use crate::config::{Config, TextConfig, square_root};
 use crate::recipe::Recipe;
 use crate::types::Role;
 
@@ -44,8 +44,7 @@ fn copied(name: impl Into<String>, source: Source, role: Role) -> Mapped {
 }
 
 /// The text file's tensors in file order.
-pub fn text(config: &Config) -> Vec<Mapped> {
-    let c = &config.text;
+pub fn text(c: &TextConfig) -> Vec<Mapped> {
     let (d, ff) = (c.n_embd, c.n_ff);
     let mut all =
         vec![copied(text_tensor::TOKEN_EMBD, source("transformer.wte.weight", &[c.n_vocab, d]), Role::Matrix)];
@@ -179,7 +178,7 @@ mod tests {
     #[test]
     fn the_published_checkpoint_is_used_whole() {
         let config = prove(&Fields::parse(QWEN_VL_CHAT, "config.json").unwrap()).unwrap();
-        let all = [text(&config), vision(&config)].concat();
+        let all = [text(&config.text), vision(&config)].concat();
         let used: BTreeMap<String, Vec<u64>> =
             all.iter().flat_map(|m| &m.sources).map(|s| (s.name.clone(), s.shape.clone())).collect();
         let inventory = include_str!("../models/qwen-vl-chat/tensors.json");

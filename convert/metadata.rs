@@ -4,10 +4,11 @@ use qvl::error::{Error, Result};
 use qvl::gguf::{Array, Metadata, Value};
 use qvl::names::{general, sampling, text, vision, vocab};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Stored};
 use crate::config::Config;
 use crate::generation::{ChatFormat, Generation};
 use crate::licence::{self, Licence};
+use crate::lora::Weights;
 use crate::naming;
 use crate::plan::FilePlan;
 use crate::vocab::GgufVocab;
@@ -37,6 +38,8 @@ pub struct About {
     pub licence: Licence,
     /// Identifies the vision tower.
     pub vision_id: String,
+    /// Adapters that were merged, a line each.
+    pub lora: Vec<String>,
 }
 
 /// Metadata of the text file.
@@ -120,6 +123,9 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
         plan.fallbacks().map(|(t, wanted)| format!("{}: {wanted} -> {}", t.name, t.ty)).collect();
     m.set(general::FALLBACKS, fallbacks.join("\n"));
     m.set(general::VISION_ID, about.vision_id.as_str());
+    if !about.lora.is_empty() {
+        m.set(general::LORA, about.lora.join("\n"));
+    }
 }
 
 fn set_generation(m: &mut Metadata, about: &About) {
@@ -165,14 +171,25 @@ fn strings(items: &[&str]) -> Value {
 }
 
 /// Identifies the vision tower: 64-bit FNV-1a, in hex, over name, shape and first 256 stored bytes of each of its tensors
-/// in the order of their names. Cost: reads 256 bytes a tensor.
-pub fn vision_id(checkpoint: &Checkpoint) -> Result<String> {
+/// in the order of their names, and over those of the adapters that change it. Cost: reads 256 bytes a tensor.
+pub fn vision_id(weights: &Weights) -> Result<String> {
     const FIRST_BYTES: u64 = 256;
+    const VISUAL: &str = "transformer.visual.";
     let mut hash = Fnv1a::default();
-    for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| name.starts_with("transformer.visual.")) {
+    let checkpoint = weights.checkpoint();
+    let mut update = |checkpoint: &Checkpoint, name: &str, tensor: &Stored| -> Result<()> {
         hash.update(name.as_bytes());
         tensor.shape.iter().for_each(|n| hash.update(&n.to_le_bytes()));
         hash.update(&checkpoint.first_bytes(tensor, FIRST_BYTES)?);
+        Ok(())
+    };
+    for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| name.starts_with(VISUAL)) {
+        update(checkpoint, name, tensor)?;
+    }
+    for adapter in weights.adapters() {
+        for (scale, tensor) in adapter.tensors_of(VISUAL) {
+            update(adapter.checkpoint(), &format!("{} {scale}", tensor.name), tensor)?;
+        }
     }
     Ok(format!("{:016x}", hash.0))
 }

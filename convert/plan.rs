@@ -8,6 +8,7 @@ use qvl::quant::GgmlType;
 
 use crate::args::Override;
 use crate::config::Config;
+use crate::lora::{Adapter, Effect};
 use crate::mapping::{self, Mapped, Source};
 use crate::recipe::Recipe;
 use crate::types::{FileType, fallback, mixed};
@@ -44,6 +45,8 @@ pub struct PlannedTensor {
     pub sources: Vec<Source>,
     /// Size in the file, bytes.
     pub n_bytes: u64,
+    /// Names of the adapters that change it, `+` in front of one that adds and `=` of one that replaces.
+    pub adapters: Vec<String>,
 }
 
 impl PlannedTensor {
@@ -121,6 +124,21 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same with adapters merged in, which have been proven against its sources.
+    pub fn adapted(mut self, adapters: &[Adapter]) -> Self {
+        for tensor in self.text.tensors.iter_mut().chain(&mut self.vision.tensors) {
+            for adapter in adapters {
+                let effect = tensor.sources.iter().find_map(|source| adapter.effect_on(&source.name));
+                tensor.adapters.extend(effect.map(|effect| match effect {
+                    Effect::AddsTo => format!("+ {}", adapter.name()),
+                    Effect::Replaces => format!("= {}", adapter.name()),
+                }));
+            }
+        }
+        self.notes.extend(adapters.iter().map(Adapter::summary));
+        self
+    }
+
     /// Every tensor that is read, some more than once.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         self.text.tensors.iter().chain(&self.vision.tensors).flat_map(|t| &t.sources)
@@ -129,7 +147,7 @@ impl Plan {
 
 /// Plans a conversion. Errors (kind usage): an override that matches no tensor whose type can be chosen.
 pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
-    let (text, vision) = (mapping::text(config), mapping::vision(config));
+    let (text, vision) = (mapping::text(&config.text), mapping::vision(config));
     for Override { pattern, .. } in request.overrides {
         if !text.iter().chain(&vision).any(|m| m.role.is_free() && pattern.is_match(&m.name)) {
             return Err(Error::usage(format!("--tensor-type {pattern}: no tensor whose type can be chosen matches")));
@@ -175,7 +193,7 @@ fn typed(mapped: Mapped, asked: FileType, overrides: &[Override]) -> PlannedTens
     // The fallback holds the row and extents are capped, so neither of these can fail.
     let n_bytes = ty.row_bytes(dims[0]).unwrap_or(0) * dims[1..].iter().product::<u64>();
     let wanted = (wanted != ty).then_some(wanted);
-    PlannedTensor { name, dims, ty, wanted, is_free: role.is_free(), recipe, sources, n_bytes }
+    PlannedTensor { name, dims, ty, wanted, is_free: role.is_free(), recipe, sources, n_bytes, adapters: Vec::new() }
 }
 
 /// The type that holds most bytes of the matrices, if `base` holds less than half of them.

@@ -1,10 +1,15 @@
 //! Pure transforms of f32 values that a conversion does beyond copying. Sources name `visual.py` of the checkpoints.
 
 /// How a tensor of the GGUF file is made from tensors of the checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Recipe {
     /// The same values in the same order.
     Copy,
+    /// The same, times a number.
+    Scale {
+        /// The number.
+        by: f32,
+    },
     /// Whole rows from `first` on.
     Rows {
         /// First row of the source.
@@ -41,6 +46,7 @@ impl std::fmt::Display for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Recipe::Copy => f.write_str("copy"),
+            Recipe::Scale { by } => write!(f, "times {by}"),
             Recipe::Rows { first } => write!(f, "rows from {first}"),
             Recipe::Deinterleave { n_head, d_head } => write!(f, "de-interleave {n_head} heads of {d_head}"),
             Recipe::Transpose => f.write_str("transpose"),

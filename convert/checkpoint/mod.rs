@@ -94,6 +94,20 @@ impl Checkpoint {
     /// missing, truncated or corrupt shards, tensors listed twice or of a type that is not read.
     pub fn open(dir: &Path) -> Result<Self> {
         let (paths, weight_map) = shard_paths(dir)?;
+        let checkpoint = Checkpoint::of_shards(paths)?;
+        for (name, shard) in weight_map {
+            let found = checkpoint.tensors.get(&name).map(|t| &checkpoint.shards[t.shard].path);
+            if found.is_none_or(|path| !path.ends_with(&shard)) {
+                return Err(
+                    Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&dir.join(INDEX))
+                );
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// As [`open`](Self::open), of these safetensors files.
+    pub fn of_shards(paths: Vec<PathBuf>) -> Result<Self> {
         let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
             let file = File::open(&path).map_err(|e| Error::model("cannot open the shard").because(e).at(&path))?;
@@ -104,14 +118,6 @@ impl Checkpoint {
                 }
             }
             checkpoint.shards.push(Shard { path, file });
-        }
-        for (name, shard) in weight_map {
-            let found = checkpoint.tensors.get(&name).map(|t| &checkpoint.shards[t.shard].path);
-            if found.is_none_or(|path| !path.ends_with(&shard)) {
-                return Err(
-                    Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&dir.join(INDEX))
-                );
-            }
         }
         Ok(checkpoint)
     }

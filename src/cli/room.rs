@@ -30,6 +30,10 @@ pub fn text_phase(text: &TextFile, args: &ContextArgs, settings: &SessionSetting
         RepackMode::On => phase.with("repacked copies", text.repack_bytes(), Kind::Private),
         RepackMode::Off => phase,
     };
+    let phase = match text.adapter_bytes() {
+        0 => phase,
+        n => phase.with("adapters", n, Kind::Private),
+    };
     let phase = phase.with("KV cache", settings.kv_bytes(h), Kind::Private);
     let phase = phase.with("compute buffers", settings.compute_bytes(h), Kind::Private);
     phase.with("program", program, Kind::Private)

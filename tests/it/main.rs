@@ -55,6 +55,12 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// LoRA adapters as PEFT saves them, made up.
+mod adapter_files;
+
+/// LoRA: merged by `qvl-convert --lora`, applied by `qvl --lora`.
+mod lora;
+
 /// `qvl plan`, and what is done about memory before anything is loaded.
 mod memory;
 
