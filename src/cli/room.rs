@@ -30,6 +30,7 @@ pub fn text_phase(text: &TextFile, args: &ContextArgs, settings: &SessionSetting
         RepackMode::On => phase.with("repacked copies", text.repack_bytes(), Kind::Private),
         RepackMode::Off => phase,
     };
+    // Products with adapters find room in llama.cpp's compute buffers as they are (a test compares).
     let phase = match text.adapter_bytes() {
         0 => phase,
         n => phase.with("adapters", n, Kind::Private),

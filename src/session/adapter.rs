@@ -52,6 +52,11 @@ impl AdapterFile {
 
     /// Adds it to its model. Errors (kind model): a value is no number. Cost: reads the file twice.
     pub fn load(&self, model: &mut Model) -> Result<()> {
+        self.refuse_not_finite()?;
+        model.add_adapter(&self.path, self.scale)
+    }
+
+    fn refuse_not_finite(&self) -> Result<()> {
         let file = MappedFile::open(&self.path)?;
         let gguf = Gguf::parse(&file).map_err(|e| e.at(&self.path))?;
         for tensor in gguf.tensors() {
@@ -61,6 +66,6 @@ impl AdapterFile {
                 return Err(Error::model(message).at(&self.path));
             }
         }
-        model.add_adapter(&self.path, self.scale)
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::adapters::adapter;
 use crate::gguf::File;
 use crate::support::{Pair, ask, checkpoint, convert, f32, q8_0, qvl, run, run_for, temp_dir};
 
@@ -168,6 +169,26 @@ fn complaint_of_checkpoint(seed: u64) -> Option<String> {
     wrong.map(|what| format!("seed {seed}, {}: {what}", path.file_name().unwrap().display()))
 }
 
+/// What is wrong with how the program takes the adapter of this seed.
+fn complaint_of_adapter(seed: u64) -> Option<String> {
+    let mut r = Random(seed ^ 0xADA);
+    let mut file = File::read(adapter());
+    (0..=r.below(3)).for_each(|_| mutate_field(&mut file, &mut r));
+    let mut bytes = file.encode();
+    if r.below(3) == 0 {
+        let at = r.below(file.header().len());
+        bytes[at] ^= 1 << r.below(8);
+    }
+    let dir = temp_dir();
+    let bad = dir.path().join("bad.gguf");
+    std::fs::write(&bad, bytes).unwrap();
+    let mut command = qvl();
+    command.arg("ask").arg("-m").arg(&q8_0().text).args(["-q", "-n", "2", "--temp", "0", "-t", "1", "hi", "--lora"]);
+    let asked = run_for(command.arg(&bad), Duration::from_secs(60)).complaint();
+    let inspected = run(qvl().args(["inspect", "--verify", "--tensors"]).arg(&bad)).complaint();
+    asked.or(inspected).map(|what| format!("seed {seed}: {what}"))
+}
+
 fn check(complaint: fn(u64) -> Option<String>) {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
     let seeds = match number("QVL_MUTATION") {
@@ -181,6 +202,11 @@ fn check(complaint: fn(u64) -> Option<String>) {
 #[test]
 fn damaged_files_end_well() {
     check(complaint);
+}
+
+#[test]
+fn damaged_adapters_end_well() {
+    check(complaint_of_adapter);
 }
 
 #[test]
