@@ -14,12 +14,13 @@ use crate::types::{FileType, element_type};
 ///
 /// CHECKPOINT_DIR is a model directory as downloaded: config.json, generation_config.json, qwen.tiktoken and safetensors
 /// weights. Memory use does not grow with the checkpoint. Existing files are kept unless --force is given.
+/// MODEL.gguf, a text file made by this program with its mmproj beside it, is converted to other types.
 /// `qvl-convert lora` makes a file of a LoRA adapter instead (see qvl-convert lora --help).
 #[derive(Debug, Parser)]
 #[command(name = "qvl-convert", version)]
 pub struct Args {
-    /// Directory with config.json and the weights
-    #[arg(value_name = "CHECKPOINT_DIR")]
+    /// Directory with config.json and the weights, or a text GGUF
+    #[arg(value_name = "CHECKPOINT_DIR|MODEL.gguf")]
     pub checkpoint: PathBuf,
     /// Directory for the two files, made if missing
     #[arg(short, long, value_name = "OUT_DIR", default_value = ".")]
@@ -33,6 +34,12 @@ pub struct Args {
     /// Element type for tensors whose GGUF name matches; the first match counts
     #[arg(long, value_name = "REGEX=TYPE", value_parser = parse_override)]
     pub tensor_type: Vec<Override>,
+    /// For MODEL.gguf: its mmproj [default: the largest mmproj-*.gguf beside it that belongs to it]
+    #[arg(long, value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+    /// For MODEL.gguf: convert weights of less than 8 bits again, which loses more than converting the original would
+    #[arg(long)]
+    pub allow_requantize: bool,
     /// Merge a LoRA adapter, a directory as PEFT saves it (repeatable); SCALE is how much of it [default: 1]
     #[arg(long, value_name = "DIR[=SCALE]", value_parser = parse_lora)]
     pub lora: Vec<Wanted>,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use qvl::error::Result;
 use qvl::text::TextHparams;
+use qvl::vision::VisionHparams;
 
 use crate::json::Fields;
 
@@ -97,6 +98,22 @@ impl TextConfig {
 }
 
 impl VisionConfig {
+    /// That of an mmproj, whose header has been proven. Its positions are interpolated already.
+    pub fn of_gguf(h: &VisionHparams) -> Self {
+        VisionConfig {
+            n_embd: h.n_embd as u64,
+            n_head: h.n_head as u64,
+            n_layer: h.n_layer as u64,
+            n_ff: h.n_ff as u64,
+            patch_size: h.patch_size as u64,
+            image_size: h.image_size as u64,
+            d: h.d_out as u64,
+            n_queries: h.n_queries as u64,
+            image_start_id: 0,
+            n_positions: h.n_patches as u64,
+        }
+    }
+
     /// Patches along one edge.
     pub fn grid(&self) -> u64 {
         self.image_size / self.patch_size

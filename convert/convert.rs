@@ -15,20 +15,79 @@ use crate::execute::{Run, write_file};
 use crate::lora::{self, Adapter, Weights};
 use crate::metadata::{self, About};
 use crate::output::{self, Existing};
-use crate::plan::{self, Plan, Request};
+use crate::plan::{self, FilePlan, Plan, Request};
 use crate::report::{self, Done};
+use crate::requantise::{self, Pair};
 use crate::{generation, licence, naming, vocab};
 
 /// Does what the arguments say and prints the result. `interrupted` may be set at any time; then the work ends with an
 /// error of that kind.
 pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
+    if args.checkpoint.is_file() {
+        return requantise(args, interrupted);
+    }
+    if args.mmproj.is_some() || args.allow_requantize {
+        return Err(Error::usage(
+            "--mmproj and --allow-requantize are for a GGUF model, not for a checkpoint's directory",
+        ));
+    }
     if args.dry_run {
         let (plan, inventory) = dry_run(args)?;
-        return print_plan(args, &plan, &inventory);
+        return print_plan(args, &plan, Some(&inventory));
     }
     let (done, plan) = convert(args, interrupted)?;
-    let json = args.json.then(|| report::done_json(&done, &plan).to_string());
+    print_done(args, done, &plan)
+}
+
+/// The same of a GGUF pair.
+fn requantise(args: &Args, interrupted: &AtomicBool) -> Result<()> {
+    let started = Instant::now();
+    if !args.lora.is_empty() {
+        return Err(Error::usage(
+            "--lora merges into a checkpoint's directory, not into a GGUF; qvl --lora applies it at run time",
+        ));
+    }
+    let Pair { weights, plan, metadata, written } = requantise::open(args)?;
+    if args.dry_run {
+        return print_plan(args, &plan, None);
+    }
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    let new: Vec<PathBuf> = written.iter().map(|which| which.target(&plan, &args.out)).collect();
+    output::prepare(&args.out, &new, existing)?;
+    if args.verbose {
+        report::note(&report::plan_text(&plan));
+    }
+    notes(args, &plan);
+    let layouts = [plan.text.layout(&metadata[0])?, plan.vision.layout(&metadata[1])?];
+    let done = write(args, &weights, &plan, (layouts, &written), interrupted)?;
+    print_done(args, Done { seconds: started.elapsed().as_secs_f64(), ..done }, &plan)
+}
+
+fn print_done(args: &Args, done: Done, plan: &Plan) -> Result<()> {
+    let json = args.json.then(|| report::done_json(&done, plan).to_string());
     report::print(&json.unwrap_or_else(|| report::done_text(&done)))
+}
+
+/// One of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The language model.
+    Text,
+    /// The mmproj.
+    Vision,
+}
+
+impl Which {
+    fn plan(self, plan: &Plan) -> &FilePlan {
+        match self {
+            Which::Text => &plan.text,
+            Which::Vision => &plan.vision,
+        }
+    }
+
+    fn target(self, plan: &Plan, out: &Path) -> PathBuf {
+        out.join(&self.plan(plan).file_name)
+    }
 }
 
 /// A checkpoint's directory and what can be known of it without its weights.
@@ -91,7 +150,7 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         name,
     };
     let layouts = layouts(&dir, &config, &about, &plan)?;
-    let done = write(args, &weights, &plan, layouts, interrupted)?;
+    let done = write(args, &weights, &plan, (layouts, &[Which::Text, Which::Vision]), interrupted)?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
 }
 
@@ -126,11 +185,11 @@ fn adapted(plan: Plan, adapters: &[Adapter]) -> Result<Plan> {
 }
 
 fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {
-    [out.join(&plan.text.file_name), out.join(&plan.vision.file_name)]
+    [Which::Text, Which::Vision].map(|which| which.target(plan, out))
 }
 
-fn print_plan(args: &Args, plan: &Plan, inventory: &Inventory) -> Result<()> {
-    if matches!(inventory, Inventory::Nothing) && !args.quiet {
+fn print_plan(args: &Args, plan: &Plan, inventory: Option<&Inventory>) -> Result<()> {
+    if matches!(inventory, Some(Inventory::Nothing)) && !args.quiet {
         report::note("note: there are no weights here; the plan follows from config.json alone\n");
     }
     if args.json {
@@ -153,27 +212,35 @@ fn layouts(dir: &Path, config: &Config, about: &About, plan: &Plan) -> Result<[L
     Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
 }
 
-fn write(args: &Args, weights: &Weights, plan: &Plan, layouts: [Layout; 2], interrupted: &AtomicBool) -> Result<Done> {
+/// Writes those of the two files that are to be written, and names them when all are complete.
+fn write(
+    args: &Args,
+    weights: &Weights,
+    plan: &Plan,
+    (layouts, which): ([Layout; 2], &[Which]),
+    interrupted: &AtomicBool,
+) -> Result<Done> {
     let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
-    output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
+    let n_new = which.iter().map(|which| n_bytes[*which as usize]).sum();
+    output::require_space(&args.out, n_new)?;
     let pool = thread_pool(args.threads)?;
-    let progress = progress_bar(args.quiet, n_bytes[0] + n_bytes[1]);
+    let progress = progress_bar(args.quiet, n_new);
     let run = Run { weights, pool: &pool, progress: &progress, interrupted };
-    let targets = targets(plan, &args.out);
-    let files: Result<Vec<_>> = [&plan.text, &plan.vision]
-        .into_iter()
-        .zip(&layouts)
-        .zip(&targets)
-        .map(|((plan, layout), target)| {
-            let file = output::temporary(&args.out)?;
-            write_file(&run, plan, layout, file.as_file(), target)?;
-            Ok((file, target.clone()))
-        })
-        .collect();
+    let files = which.iter().map(|which| {
+        let (file, target) = (output::temporary(&args.out)?, which.target(plan, &args.out));
+        write_file(&run, which.plan(plan), &layouts[*which as usize], file.as_file(), &target)?;
+        Ok((file, target))
+    });
+    let files: Result<Vec<_>> = files.collect();
     progress.finish_and_clear();
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::publish(files?, &args.out, existing)?;
-    let [model, mmproj] = targets;
+    let [model, mmproj] = targets(plan, &args.out);
+    // A file that was not written is its own source, and as long as it was.
+    let size = |path: &Path| {
+        std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::other("cannot look").because(e).at(path))
+    };
+    let n_bytes = [size(&model)?, size(&mmproj)?];
     Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
 }
 

@@ -20,6 +20,7 @@ mod plan;
 mod produce;
 mod recipe;
 mod report;
+mod requantise;
 #[cfg(test)]
 mod tests;
 mod types;

@@ -100,11 +100,8 @@ pub fn vision(config: &Config, about: &About, plan: &FilePlan) -> Metadata {
 }
 
 fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
-    let (basename, finetune) = naming::parts(&about.name);
     m.set(general::TYPE, kind);
-    m.set(general::NAME, about.name.replace(['-', '_'], " "));
-    m.set("general.basename", basename);
-    m.set_opt("general.finetune", finetune);
+    set_name(m, &about.name);
     m.set("general.size_label", naming::size_label(plan.n_values()));
     licence::set(m, &about.licence);
     if naming::is_published(&about.checkpoint_name) {
@@ -115,6 +112,24 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
     }
     m.set("general.languages", strings(&["en", "zh"]));
     m.set("general.tags", strings(&["qwen-vl", "vision", "image-text-to-text", "grounding"]));
+    set_types(m, plan);
+    m.set(general::VISION_ID, about.vision_id.as_str());
+    if !about.lora.is_empty() {
+        m.set(general::LORA, about.lora.join("\n"));
+    }
+}
+
+/// Sets the keys of a model's name.
+pub fn set_name(m: &mut Metadata, name: &str) {
+    let (basename, finetune) = naming::parts(name);
+    m.set(general::NAME, name.replace(['-', '_'], " "));
+    m.set("general.basename", basename);
+    m.0.retain(|(key, _)| key != "general.finetune" || finetune.is_some());
+    m.set_opt("general.finetune", finetune);
+}
+
+/// Sets the keys that follow from a file's types.
+pub fn set_types(m: &mut Metadata, plan: &FilePlan) {
     m.set(general::FILE_TYPE, plan.asked.llama_ftype());
     m.set(general::QUANTIZATION_VERSION, 2u32);
     m.set(general::RECIPE, plan.asked.name());
@@ -122,10 +137,6 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
     let fallbacks: Vec<String> =
         plan.fallbacks().map(|(t, wanted)| format!("{}: {wanted} -> {}", t.name, t.ty)).collect();
     m.set(general::FALLBACKS, fallbacks.join("\n"));
-    m.set(general::VISION_ID, about.vision_id.as_str());
-    if !about.lora.is_empty() {
-        m.set(general::LORA, about.lora.join("\n"));
-    }
 }
 
 fn set_generation(m: &mut Metadata, about: &About) {

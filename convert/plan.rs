@@ -145,9 +145,13 @@ impl Plan {
     }
 }
 
-/// Plans a conversion. Errors (kind usage): an override that matches no tensor whose type can be chosen.
+/// Plans the conversion of a checkpoint. Errors (kind usage): an override that matches no tensor whose type can be chosen.
 pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
-    let (text, vision) = (mapping::text(&config.text), mapping::vision(config));
+    plan_of((mapping::text(&config.text), mapping::vision(config)), request)
+}
+
+/// Plans the two files that hold these tensors. Errors as [`plan`].
+pub fn plan_of((text, vision): (Vec<Mapped>, Vec<Mapped>), request: &Request) -> Result<Plan> {
     for Override { pattern, .. } in request.overrides {
         if !text.iter().chain(&vision).any(|m| m.role.is_free() && pattern.is_match(&m.name)) {
             return Err(Error::usage(format!("--tensor-type {pattern}: no tensor whose type can be chosen matches")));

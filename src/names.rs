@@ -73,6 +73,8 @@ pub mod general {
     pub const FALLBACKS: &str = "qvl.fallbacks";
     /// Identifies the vision tower; a text file and an mmproj belong together when theirs are equal.
     pub const VISION_ID: &str = "qvl.vision_id";
+    /// The recipe of the GGUF that the weights were converted from, where that one had lost something already.
+    pub const REQUANTISED_FROM: &str = "qvl.requantised_from";
     /// LoRA adapters that were merged into the weights, one a line.
     pub const LORA: &str = "qvl.lora";
 }

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
+use qvl::gguf::Gguf;
+use qvl::quant::GgmlType;
 
 use crate::json::Fields;
 
@@ -21,12 +23,18 @@ pub enum DType {
     F32,
     F16,
     BF16,
+    /// Blocks of a GGUF file, whole ones a row.
+    Blocks(GgmlType),
 }
 
 impl DType {
-    /// Bytes a value.
-    pub fn n_bytes(self) -> u64 {
-        if self == DType::F32 { 4 } else { 2 }
+    /// Bytes of `n` values, which must be whole blocks.
+    pub fn bytes_of(self, n: u64) -> u64 {
+        match self {
+            DType::F32 => 4 * n,
+            DType::F16 | DType::BF16 => 2 * n,
+            DType::Blocks(ty) => n / ty.block_size() * ty.block_bytes(),
+        }
     }
 }
 
@@ -118,6 +126,30 @@ impl Checkpoint {
                 }
             }
             checkpoint.shards.push(Shard { path, file });
+        }
+        Ok(checkpoint)
+    }
+
+    /// The tensors of GGUF files, whose headers have been proven, by their names there.
+    pub fn of_ggufs(files: &[(&Path, &Gguf)]) -> Result<Self> {
+        let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
+        for (path, gguf) in files {
+            let file = File::open(path).map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
+            for tensor in gguf.tensors() {
+                let dtype = match tensor.ty {
+                    GgmlType::F32 => DType::F32,
+                    GgmlType::F16 => DType::F16,
+                    GgmlType::BF16 => DType::BF16,
+                    ty => DType::Blocks(ty),
+                };
+                let (name, shape) = (tensor.name.clone(), tensor.dims.iter().rev().copied().collect());
+                let stored =
+                    Stored { name: name.clone(), shard: checkpoint.shards.len(), offset: tensor.offset, dtype, shape };
+                if checkpoint.tensors.insert(name.clone(), stored).is_some() {
+                    return Err(Error::model(format!("tensor {name} is in both files")).at(path));
+                }
+            }
+            checkpoint.shards.push(Shard { path: path.to_path_buf(), file });
         }
         Ok(checkpoint)
     }

@@ -6,10 +6,11 @@ use std::io;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use qvl::error::{Error, Result};
+use qvl::ggml;
 
 use super::{Checkpoint, DType, Stored};
 
-/// Values widened at a time; their bytes stay in the cache between reading and widening.
+/// Values widened at a time, whole blocks of any type; their bytes stay in the cache between reading and widening.
 const CHUNK: usize = 32 * 1024;
 
 impl Checkpoint {
@@ -19,16 +20,16 @@ impl Checkpoint {
     /// Cost: one pass; a buffer of 128 KiB.
     ///
     /// # Panics
-    /// If the values are not all inside the tensor: plans prove shapes before anything is executed.
+    /// If the values are not all inside the tensor, or no whole rows where they are stored in blocks: plans prove shapes before anything is executed.
     pub fn read_values(&self, tensor: &Stored, first: u64, out: &mut [f32]) -> Result<()> {
         assert!(first + out.len() as u64 <= tensor.n_values(), "values inside the tensor");
         let shard = &self.shards[tensor.shard];
-        let size = tensor.dtype.n_bytes();
-        let mut buffer = vec![0u8; CHUNK.min(out.len()) * size as usize];
+        let bytes_of = |n: usize| tensor.dtype.bytes_of(n as u64) as usize;
+        let mut buffer = vec![0u8; bytes_of(CHUNK.min(out.len()))];
         for (nth, chunk) in out.chunks_mut(CHUNK).enumerate() {
             let at = first + (nth * CHUNK) as u64;
-            let bytes = &mut buffer[..chunk.len() * size as usize];
-            read_at(&shard.file, bytes, tensor.offset + at * size)
+            let bytes = &mut buffer[..bytes_of(chunk.len())];
+            read_at(&shard.file, bytes, tensor.offset + tensor.dtype.bytes_of(at))
                 .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
             widen(tensor.dtype, bytes, chunk);
             if let Some(i) = first_not_finite(chunk) {
@@ -44,7 +45,7 @@ impl Checkpoint {
     /// The tensor's first `n` bytes as stored, or all if it has fewer.
     pub fn first_bytes(&self, tensor: &Stored, n: u64) -> Result<Vec<u8>> {
         let shard = &self.shards[tensor.shard];
-        let mut bytes = vec![0u8; n.min(tensor.n_values() * tensor.dtype.n_bytes()) as usize];
+        let mut bytes = vec![0u8; n.min(tensor.dtype.bytes_of(tensor.n_values())) as usize];
         read_at(&shard.file, &mut bytes, tensor.offset)
             .map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))?;
         Ok(bytes)
@@ -85,6 +86,7 @@ fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
             let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
             halves.convert_to_f32_slice(out);
         }
+        DType::Blocks(ty) => ggml::dequantize_row(ty, bytes, out),
     }
 }
 

@@ -55,6 +55,9 @@ mod interrupt;
 /// `qvl-convert`: the plan is what is written, and a failure leaves nothing.
 mod convert;
 
+/// `qvl-convert MODEL.gguf`: a pair as the source of another one.
+mod requantise;
+
 /// LoRA adapters as PEFT saves them, made up.
 mod adapter_files;
 
