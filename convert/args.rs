@@ -71,7 +71,7 @@ pub struct Args {
 /// DIR is an adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors. One that replaces whole weights or
 /// adapts the vision tower can only be merged: qvl-convert CHECKPOINT_DIR --lora DIR.
 #[derive(Debug, Parser)]
-#[command(name = "qvl-convert lora", version)]
+#[command(name = "qvl-convert lora", bin_name = "qvl-convert lora", version)]
 pub struct LoraArgs {
     /// The adapter's directory
     #[arg(value_name = "DIR")]
@@ -151,7 +151,9 @@ pub fn parse() -> Result<Option<Asked>> {
     let program = args.next();
     let mut args = args.peekable();
     // A directory of this name is ./lora.
-    let parsed = match args.next_if(|arg| arg == "lora") {
+    let lora = args.next_if(|arg| arg == "lora");
+    let of = if lora.is_some() { " lora" } else { "" };
+    let parsed = match lora {
         Some(_) => LoraArgs::try_parse_from(program.into_iter().chain(args)).map(Asked::Lora),
         None => Args::try_parse_from(program.into_iter().chain(args)).map(Asked::Convert),
     };
@@ -161,7 +163,7 @@ pub fn parse() -> Result<Option<Asked>> {
             let text = e.to_string();
             let message = text.split("\n\nUsage:").next().unwrap_or(&text).trim_start_matches("error: ");
             let message = message.split("\n\nFor more information").next().unwrap_or(message);
-            Err(Error::usage(format!("{} (see qvl-convert --help)", one_line(message))))
+            Err(Error::usage(format!("{} (see qvl-convert{of} --help)", one_line(message))))
         }
         Err(e) => {
             // Printing help into a closed pipe is nobody's error.

@@ -1,12 +1,14 @@
 //! One conversion from arguments to result.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qvl::error::{Error, Result};
-use qvl::gguf::Layout;
+use qvl::gguf::{Layout, MAGIC};
 
 use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
@@ -23,7 +25,7 @@ use crate::{generation, licence, naming, vocab};
 /// Does what the arguments say and prints the result. `interrupted` may be set at any time; then the work ends with an
 /// error of that kind.
 pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
-    if args.checkpoint.is_file() {
+    if is_gguf(&args.checkpoint) {
         return requantise(args, interrupted);
     }
     if args.mmproj.is_some() || args.allow_requantize {
@@ -37,6 +39,13 @@ pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
     }
     let (done, plan) = convert(args, interrupted)?;
     print_done(args, done, &plan)
+}
+
+/// Whether a path is a file that says it is GGUF, by its name or its beginning.
+fn is_gguf(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    let mut begins_so = || File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *MAGIC;
+    path.is_file() && (path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) || begins_so())
 }
 
 /// The same of a GGUF pair.
@@ -103,7 +112,9 @@ fn open(args: &Args) -> Result<Opened> {
     let dir = std::fs::canonicalize(&args.checkpoint)
         .map_err(|e| Error::model("cannot open the checkpoint's directory").because(e).at(&args.checkpoint))?;
     if !dir.is_dir() {
-        return Err(Error::model("not a directory (expected that of a checkpoint)").at(&args.checkpoint));
+        return Err(
+            Error::model("not a directory (expected that of a checkpoint, or a text GGUF)").at(&args.checkpoint)
+        );
     }
     let config = config::read(&dir)?;
     let checkpoint_name = naming::checkpoint_name(&dir);
