@@ -113,7 +113,7 @@ fn mutated(seed: u64, pair: &Pair) -> (Vec<u8>, bool) {
     (bytes, text)
 }
 
-/// What is wrong with how the programs take the file of this seed.
+/// What is wrong with how the programs take the file of this seed, the converter as its source included.
 fn complaint(seed: u64) -> Option<String> {
     let pair = if seed.is_multiple_of(4) { f32() } else { q8_0() };
     let (bytes, text) = mutated(seed, pair);
@@ -124,7 +124,19 @@ fn complaint(seed: u64) -> Option<String> {
     let flags = [&[][..], &["-fa", "off"], &["--temp", "1", "-s", "1", "--repeat-penalty", "1.1"]];
     let asked = run_for(command.args(flags[(seed % 3) as usize]), Duration::from_secs(60)).complaint();
     let inspected = run(qvl().args(["inspect", "--verify", "--tensors"]).arg(&bad)).complaint();
-    asked.or(inspected).map(|what| format!("seed {seed}: {what}"))
+    let out = temp_dir();
+    let (text, mmproj) = if text { (&bad, &pair.mmproj) } else { (&pair.text, &bad) };
+    let mut command = convert();
+    command
+        .arg(text)
+        .arg("--mmproj")
+        .arg(mmproj)
+        .args(["-q", "-j", "1", "-t", "q4_0", "--name", "n", "-o"])
+        .arg(out.path());
+    let converted = run(&mut command);
+    let n_left = std::fs::read_dir(out.path()).unwrap().count();
+    let left = (converted.code != Some(0) && n_left > 0).then(|| format!("{n_left} files are left: {converted:?}"));
+    asked.or(inspected).or(converted.complaint()).or(left).map(|what| format!("seed {seed}: {what}"))
 }
 
 /// What is wrong with how the converter takes the checkpoint of this seed, or the programs what it made of it.
