@@ -5,6 +5,8 @@
 use std::path::Path;
 
 use qvl::error::Result;
+use qvl::text::TextHparams;
+use qvl::vision::VisionHparams;
 
 use crate::gptq::{self, Gptq};
 use crate::json::Fields;
@@ -79,7 +81,42 @@ pub struct VisionConfig {
     pub n_positions: u64,
 }
 
+impl TextConfig {
+    /// That of a text file, whose header has been proven. What the shapes do not depend on is as in the published model.
+    pub fn of_gguf(h: &TextHparams) -> Self {
+        TextConfig {
+            n_embd: h.n_embd as u64,
+            n_head: h.n_head as u64,
+            n_layer: h.n_layer as u64,
+            n_ff: h.n_ff as u64,
+            n_vocab: h.n_vocab as u64,
+            rms_eps: 1e-6,
+            rope_base: h.rope_freq_base,
+            seq_length: h.seq_length as u64,
+            context_length: h.context_length as u64,
+            use_dynamic_ntk: h.use_dynamic_ntk,
+            use_logn_attn: h.use_logn_attn,
+        }
+    }
+}
+
 impl VisionConfig {
+    /// That of an mmproj, whose header has been proven. Its positions are interpolated already.
+    pub fn of_gguf(h: &VisionHparams) -> Self {
+        VisionConfig {
+            n_embd: h.n_embd as u64,
+            n_head: h.n_head as u64,
+            n_layer: h.n_layer as u64,
+            n_ff: h.n_ff as u64,
+            patch_size: h.patch_size as u64,
+            image_size: h.image_size as u64,
+            d: h.d_out as u64,
+            n_queries: h.n_queries as u64,
+            image_start_id: 0,
+            n_positions: h.n_patches as u64,
+        }
+    }
+
     /// Patches along one edge.
     pub fn grid(&self) -> u64 {
         self.image_size / self.patch_size

@@ -1,33 +1,102 @@
 //! One conversion from arguments to result.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qvl::error::{Error, Result};
-use qvl::gguf::Layout;
+use qvl::gguf::{Layout, MAGIC};
 
 use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
 use crate::config::{self, Config, square_root};
 use crate::execute::{Run, write_file};
+use crate::lora::{self, Adapter, Weights};
 use crate::metadata::{self, About};
 use crate::output::{self, Existing};
-use crate::plan::{self, Plan, Request};
+use crate::plan::{self, FilePlan, Plan, Request};
 use crate::report::{self, Done};
+use crate::requantise::{self, Pair};
 use crate::{generation, gptq, licence, naming, vocab};
 
 /// Does what the arguments say and prints the result. `interrupted` may be set at any time; then the work ends with an
 /// error of that kind.
 pub fn run(args: &Args, interrupted: &AtomicBool) -> Result<()> {
+    if is_gguf(&args.checkpoint) {
+        return requantise(args, interrupted);
+    }
+    if args.mmproj.is_some() || args.allow_requantize {
+        return Err(Error::usage(
+            "--mmproj and --allow-requantize are for a GGUF model, not for a checkpoint's directory",
+        ));
+    }
     if args.dry_run {
         let (plan, inventory) = dry_run(args)?;
-        return print_plan(args, &plan, &inventory);
+        return print_plan(args, &plan, Some(&inventory));
     }
     let (done, plan) = convert(args, interrupted)?;
-    let json = args.json.then(|| report::done_json(&done, &plan).to_string());
+    print_done(args, done, &plan)
+}
+
+/// Whether a path is a file that says it is GGUF, by its name or its beginning.
+fn is_gguf(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    let mut begins_so = || File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *MAGIC;
+    path.is_file() && (path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) || begins_so())
+}
+
+/// The same of a GGUF pair.
+fn requantise(args: &Args, interrupted: &AtomicBool) -> Result<()> {
+    let started = Instant::now();
+    if !args.lora.is_empty() {
+        return Err(Error::usage(
+            "--lora merges into a checkpoint's directory, not into a GGUF; qvl --lora applies it at run time",
+        ));
+    }
+    let Pair { weights, plan, metadata, written } = requantise::open(args)?;
+    if args.dry_run {
+        return print_plan(args, &plan, None);
+    }
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    let new: Vec<PathBuf> = written.iter().map(|which| which.target(&plan, &args.out)).collect();
+    output::prepare(&args.out, &new, existing)?;
+    if args.verbose {
+        report::note(&report::plan_text(&plan));
+    }
+    notes(args, &plan);
+    let layouts = [plan.text.layout(&metadata[0])?, plan.vision.layout(&metadata[1])?];
+    let done = write(args, &weights, &plan, (layouts, &written), interrupted)?;
+    print_done(args, Done { seconds: started.elapsed().as_secs_f64(), ..done }, &plan)
+}
+
+fn print_done(args: &Args, done: Done, plan: &Plan) -> Result<()> {
+    let json = args.json.then(|| report::done_json(&done, plan).to_string());
     report::print(&json.unwrap_or_else(|| report::done_text(&done)))
+}
+
+/// One of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The language model.
+    Text,
+    /// The mmproj.
+    Vision,
+}
+
+impl Which {
+    fn plan(self, plan: &Plan) -> &FilePlan {
+        match self {
+            Which::Text => &plan.text,
+            Which::Vision => &plan.vision,
+        }
+    }
+
+    fn target(self, plan: &Plan, out: &Path) -> PathBuf {
+        out.join(&self.plan(plan).file_name)
+    }
 }
 
 /// A checkpoint's directory and what can be known of it without its weights.
@@ -36,39 +105,49 @@ struct Opened {
     config: Config,
     checkpoint_name: String,
     name: String,
+    adapters: Vec<Adapter>,
 }
 
 fn open(args: &Args) -> Result<Opened> {
     let dir = std::fs::canonicalize(&args.checkpoint)
         .map_err(|e| Error::model("cannot open the checkpoint's directory").because(e).at(&args.checkpoint))?;
     if !dir.is_dir() {
-        return Err(Error::model("not a directory (expected that of a checkpoint)").at(&args.checkpoint));
+        return Err(
+            Error::model("not a directory (expected that of a checkpoint, or a text GGUF)").at(&args.checkpoint)
+        );
     }
     let config = config::read(&dir)?;
     let checkpoint_name = naming::checkpoint_name(&dir);
-    let name = args.name.clone().unwrap_or_else(|| naming::model_name(&checkpoint_name));
-    Ok(Opened { dir, config, checkpoint_name, name })
+    let mut adapters = args.lora.iter().map(Adapter::open).collect::<Result<Vec<_>>>()?;
+    // None of it is none: the files are those without it, to the last byte.
+    adapters.retain(|adapter| adapter.scale() != 0.0);
+    lora::prove_together(&adapters)?;
+    let names = adapters.iter().map(|adapter| format!("-{}", adapter.name())).collect::<String>();
+    let name = args.name.clone().unwrap_or_else(|| naming::model_name(&checkpoint_name) + &names);
+    Ok(Opened { dir, config, checkpoint_name, name, adapters })
 }
 
 /// Plans with what is there: weights, an index, or the configuration alone.
 fn dry_run(args: &Args) -> Result<(Plan, Inventory)> {
-    let Opened { dir, mut config, name, .. } = open(args)?;
+    let Opened { dir, mut config, name, adapters, .. } = open(args)?;
     let inventory = checkpoint::survey(&dir)?;
     let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
-    Ok((plan, inventory))
+    Ok((adapted(plan, &adapters)?, inventory))
 }
 
 /// Converts. When it returns an error, nothing new stands under the final names.
 pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     let started = Instant::now();
-    let Opened { dir, mut config, checkpoint_name, name } = open(args)?;
+    let Opened { dir, mut config, checkpoint_name, name, adapters } = open(args)?;
     // Cheap refusals first: the configuration alone names the files.
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
-    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    let plan = adapted(checked_plan(args, &mut config, &inventory, &name, &dir)?, &adapters)?;
     output::prepare(&args.out, &targets(&plan, &args.out), existing)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
+    let lora = adapters.iter().map(Adapter::summary).collect();
+    let weights = Weights::new(checkpoint, adapters);
     if args.verbose {
         report::note(&report::plan_text(&plan));
     }
@@ -77,12 +156,13 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         generation: generation::read(&dir)?,
         picture_format: generation::picture_format(&dir),
         licence: licence::read(&dir),
-        vision_id: metadata::vision_id(&checkpoint)?,
+        vision_id: metadata::vision_id(&weights)?,
+        lora,
         checkpoint_name,
         name,
     };
     let layouts = layouts(&dir, &config, &about, &plan)?;
-    let done = write(args, &checkpoint, &plan, layouts, interrupted)?;
+    let done = write(args, &weights, &plan, (layouts, &[Which::Text, Which::Vision]), interrupted)?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
 }
 
@@ -113,12 +193,18 @@ fn checked_plan(args: &Args, config: &mut Config, inventory: &Inventory, name: &
     plan(args, config, name)
 }
 
-fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {
-    [out.join(&plan.text.file_name), out.join(&plan.vision.file_name)]
+/// The plan with adapters, which are proven to fit it.
+fn adapted(plan: Plan, adapters: &[Adapter]) -> Result<Plan> {
+    adapters.iter().try_for_each(|adapter| adapter.prove(plan.sources()))?;
+    Ok(plan.adapted(adapters))
 }
 
-fn print_plan(args: &Args, plan: &Plan, inventory: &Inventory) -> Result<()> {
-    if matches!(inventory, Inventory::Nothing) && !args.quiet {
+fn targets(plan: &Plan, out: &Path) -> [PathBuf; 2] {
+    [Which::Text, Which::Vision].map(|which| which.target(plan, out))
+}
+
+fn print_plan(args: &Args, plan: &Plan, inventory: Option<&Inventory>) -> Result<()> {
+    if matches!(inventory, Some(Inventory::Nothing)) && !args.quiet {
         report::note("note: there are no weights here; the plan follows from config.json alone\n");
     }
     if args.json {
@@ -141,40 +227,47 @@ fn layouts(dir: &Path, config: &Config, about: &About, plan: &Plan) -> Result<[L
     Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
 }
 
+/// Writes those of the two files that are to be written, and names them when all are complete.
 fn write(
     args: &Args,
-    checkpoint: &Checkpoint,
+    weights: &Weights,
     plan: &Plan,
-    layouts: [Layout; 2],
+    (layouts, which): ([Layout; 2], &[Which]),
     interrupted: &AtomicBool,
 ) -> Result<Done> {
     let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
-    output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from)).build();
-    let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
-    let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
-    let run = Run { checkpoint, pool: &pool, progress: &progress, interrupted };
-    let targets = targets(plan, &args.out);
-    let files: Result<Vec<_>> = [&plan.text, &plan.vision]
-        .into_iter()
-        .zip(&layouts)
-        .zip(&targets)
-        .map(|((plan, layout), target)| {
-            let file = output::temporary(&args.out)?;
-            write_file(&run, plan, layout, file.as_file(), target)?;
-            Ok((file, target.clone()))
-        })
-        .collect();
+    let n_new = which.iter().map(|which| n_bytes[*which as usize]).sum();
+    output::require_space(&args.out, n_new)?;
+    let pool = thread_pool(args.threads)?;
+    let progress = progress_bar(args.quiet, n_new);
+    let run = Run { weights, pool: &pool, progress: &progress, interrupted };
+    let files = which.iter().map(|which| {
+        let (file, target) = (output::temporary(&args.out)?, which.target(plan, &args.out));
+        write_file(&run, which.plan(plan), &layouts[*which as usize], file.as_file(), &target)?;
+        Ok((file, target))
+    });
+    let files: Result<Vec<_>> = files.collect();
     progress.finish_and_clear();
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::publish(files?, &args.out, existing)?;
-    let [model, mmproj] = targets;
+    let [model, mmproj] = targets(plan, &args.out);
+    // A file that was not written is its own source, and as long as it was.
+    let size = |path: &Path| {
+        std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::other("cannot look").because(e).at(path))
+    };
+    let n_bytes = [size(&model)?, size(&mmproj)?];
     Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
 }
 
+/// Threads to make blocks with: as many as told, else as there are cores.
+pub fn thread_pool(threads: Option<u16>) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).build();
+    pool.map_err(|e| Error::other("cannot start threads").because(e))
+}
+
 /// A bar over bytes on a terminal's stderr, nothing elsewhere.
-fn progress_bar(args: &Args, n_bytes: u64) -> ProgressBar {
-    let target = if args.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+pub fn progress_bar(quiet: bool, n_bytes: u64) -> ProgressBar {
+    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
     let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
     // A constant template that a test of ours would see fail; the default style is no loss.

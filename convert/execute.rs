@@ -10,9 +10,9 @@ use qvl::error::{Error, ErrorKind, Result};
 use qvl::gguf::Layout;
 use rayon::prelude::*;
 
-use crate::checkpoint::Checkpoint;
 use crate::encode::encode;
 use crate::gptq;
+use crate::lora::Weights;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
 use crate::recipe::{self, Recipe};
@@ -25,7 +25,7 @@ const BLOCKS_A_THREAD: usize = 2;
 /// What an execution runs with.
 pub struct Run<'a> {
     /// Where weights come from.
-    pub checkpoint: &'a Checkpoint,
+    pub weights: &'a Weights,
     /// Threads that make blocks.
     pub pool: &'a rayon::ThreadPool,
     /// Counts bytes written.
@@ -85,9 +85,11 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
     }
     let tensor = &plan.tensors[block.tensor];
     let bytes = match tensor.recipe {
-        Recipe::Repack { group_size } => gptq::repack(run.checkpoint, tensor, group_size, block.first, block.n)?,
+        Recipe::Repack { group_size } => {
+            gptq::repack(run.weights.checkpoint(), tensor, group_size, block.first, block.n)?
+        }
         _ => {
-            let mut values = produce(run.checkpoint, tensor, block.first, block.n)?;
+            let mut values = produce(run.weights, tensor, block.first, block.n)?;
             if tensor.padding > 0 {
                 values = recipe::pad_rows(&values, tensor.row_length() as usize, tensor.padding as usize);
             }

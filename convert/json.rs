@@ -61,6 +61,11 @@ impl Fields {
         }
     }
 
+    /// The object's keys, those with `null` left out.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.map.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str())
+    }
+
     /// The object's entries, consumed.
     pub fn into_map(self) -> Map<String, Value> {
         self.map

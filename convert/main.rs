@@ -1,5 +1,6 @@
 //! `qvl-convert`: a Qwen-VL checkpoint → two GGUF files, by executing a plan that is plain data.
 
+mod adapter;
 mod args;
 mod checkpoint;
 mod config;
@@ -11,6 +12,7 @@ mod generation;
 mod gptq;
 mod json;
 mod licence;
+mod lora;
 mod mapping;
 mod metadata;
 mod naming;
@@ -19,6 +21,7 @@ mod plan;
 mod produce;
 mod recipe;
 mod report;
+mod requantise;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -29,6 +32,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use qvl::error::{Error, Result};
+
+use args::Asked;
 
 fn main() -> ExitCode {
     match try_main() {
@@ -41,11 +46,14 @@ fn main() -> ExitCode {
 }
 
 fn try_main() -> Result<()> {
-    let Some(args) = args::parse()? else { return Ok(()) };
+    let Some(asked) = args::parse()? else { return Ok(()) };
     // Ctrl-C only sets this: the work ends at the next row block and temporary files are removed on the way out.
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
         .map_err(|e| Error::other("cannot catch Ctrl-C").because(e))?;
-    convert::run(&args, &interrupted)
+    match asked {
+        Asked::Convert(args) => convert::run(&args, &interrupted),
+        Asked::Lora(args) => adapter::run(&args, &interrupted),
+    }
 }

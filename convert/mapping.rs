@@ -4,7 +4,7 @@
 
 use qvl::names::{text_tensor, vision_tensor};
 
-use crate::config::{Config, square_root};
+use crate::config::{Config, TextConfig, square_root};
 use crate::gptq::{self, Gptq};
 use crate::recipe::Recipe;
 use crate::types::Role;
@@ -44,7 +44,8 @@ pub struct Mapped {
     pub role: Role,
 }
 
-fn source(name: impl Into<String>, shape: &[u64]) -> Source {
+/// A tensor of floats.
+pub fn source(name: impl Into<String>, shape: &[u64]) -> Source {
     Source { name: name.into(), shape: shape.to_vec(), holds: Holds::Floats }
 }
 
@@ -68,9 +69,8 @@ fn packed(gptq: &Gptq, matrix: Mapped) -> Mapped {
     Mapped { recipe, sources, ..matrix }
 }
 
-/// The text file's tensors in file order.
-pub fn text(config: &Config) -> Vec<Mapped> {
-    let c = &config.text;
+/// The text file's tensors in file order; matrices of layers are as `gptq` says, if the checkpoint packs them.
+pub fn text(c: &TextConfig, gptq: Option<&Gptq>) -> Vec<Mapped> {
     let (d, ff) = (c.n_embd, c.n_ff);
     let mut all =
         vec![copied(text_tensor::TOKEN_EMBD, source("transformer.wte.weight", &[c.n_vocab, d]), Role::Matrix)];
@@ -90,7 +90,7 @@ pub fn text(config: &Config) -> Vec<Mapped> {
         for (part, (theirs, shape, role)) in text_tensor::PARTS.iter().zip(parts) {
             let source = source(format!("transformer.h.{il}.{theirs}"), shape);
             let mapped = copied(text_tensor::blk(il as usize, part), source, role);
-            all.push(match &config.gptq {
+            all.push(match gptq {
                 Some(gptq) if shape.len() == 2 => packed(gptq, mapped),
                 _ => mapped,
             });
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn the_published_checkpoint_is_used_whole() {
         let config = prove(&Fields::parse(QWEN_VL_CHAT, "config.json").unwrap()).unwrap();
-        let all = [text(&config), vision(&config)].concat();
+        let all = [text(&config.text, None), vision(&config)].concat();
         let used: BTreeMap<String, Vec<u64>> =
             all.iter().flat_map(|m| &m.sources).map(|s| (s.name.clone(), s.shape.clone())).collect();
         let inventory = include_str!("../models/qwen-vl-chat/tensors.json");

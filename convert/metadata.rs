@@ -4,10 +4,11 @@ use qvl::error::{Error, Result};
 use qvl::gguf::{Array, Metadata, Value};
 use qvl::names::{general, sampling, text, vision, vocab};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Stored};
 use crate::config::Config;
 use crate::generation::{ChatFormat, Generation};
 use crate::licence::{self, Licence};
+use crate::lora::Weights;
 use crate::naming;
 use crate::plan::FilePlan;
 use crate::vocab::GgufVocab;
@@ -37,6 +38,8 @@ pub struct About {
     pub licence: Licence,
     /// Identifies the vision tower.
     pub vision_id: String,
+    /// Adapters that were merged, a line each.
+    pub lora: Vec<String>,
 }
 
 /// Metadata of the text file.
@@ -97,11 +100,8 @@ pub fn vision(config: &Config, about: &About, plan: &FilePlan) -> Metadata {
 }
 
 fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
-    let (basename, finetune) = naming::parts(&about.name);
     m.set(general::TYPE, kind);
-    m.set(general::NAME, about.name.replace(['-', '_'], " "));
-    m.set("general.basename", basename);
-    m.set_opt("general.finetune", finetune);
+    set_name(m, &about.name);
     m.set("general.size_label", naming::size_label(plan.n_values()));
     licence::set(m, &about.licence);
     if naming::is_published(&about.checkpoint_name) {
@@ -112,6 +112,24 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
     }
     m.set("general.languages", strings(&["en", "zh"]));
     m.set("general.tags", strings(&["qwen-vl", "vision", "image-text-to-text", "grounding"]));
+    set_types(m, plan);
+    m.set(general::VISION_ID, about.vision_id.as_str());
+    if !about.lora.is_empty() {
+        m.set(general::LORA, about.lora.join("\n"));
+    }
+}
+
+/// Sets the keys of a model's name.
+pub fn set_name(m: &mut Metadata, name: &str) {
+    let (basename, finetune) = naming::parts(name);
+    m.set(general::NAME, name.replace(['-', '_'], " "));
+    m.set("general.basename", basename);
+    m.0.retain(|(key, _)| key != "general.finetune" || finetune.is_some());
+    m.set_opt("general.finetune", finetune);
+}
+
+/// Sets the keys that follow from a file's types.
+pub fn set_types(m: &mut Metadata, plan: &FilePlan) {
     m.set(general::FILE_TYPE, plan.file_type().llama_ftype());
     m.set(general::QUANTIZATION_VERSION, 2u32);
     m.set(general::RECIPE, plan.recipe());
@@ -119,7 +137,6 @@ fn set_general(m: &mut Metadata, kind: &str, about: &About, plan: &FilePlan) {
     let fallbacks: Vec<String> =
         plan.fallbacks().map(|(t, wanted)| format!("{}: {wanted} -> {}", t.name, t.ty)).collect();
     m.set(general::FALLBACKS, fallbacks.join("\n"));
-    m.set(general::VISION_ID, about.vision_id.as_str());
 }
 
 fn set_generation(m: &mut Metadata, about: &About) {
@@ -165,14 +182,25 @@ fn strings(items: &[&str]) -> Value {
 }
 
 /// Identifies the vision tower: 64-bit FNV-1a, in hex, over name, shape and first 256 stored bytes of each of its tensors
-/// in the order of their names. Cost: reads 256 bytes a tensor.
-pub fn vision_id(checkpoint: &Checkpoint) -> Result<String> {
+/// in the order of their names, and over those of the adapters that change it. Cost: reads 256 bytes a tensor.
+pub fn vision_id(weights: &Weights) -> Result<String> {
     const FIRST_BYTES: u64 = 256;
+    const VISUAL: &str = "transformer.visual.";
     let mut hash = Fnv1a::default();
-    for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| name.starts_with("transformer.visual.")) {
+    let checkpoint = weights.checkpoint();
+    let mut update = |checkpoint: &Checkpoint, name: &str, tensor: &Stored| -> Result<()> {
         hash.update(name.as_bytes());
         tensor.shape.iter().for_each(|n| hash.update(&n.to_le_bytes()));
         hash.update(&checkpoint.first_bytes(tensor, FIRST_BYTES)?);
+        Ok(())
+    };
+    for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| name.starts_with(VISUAL)) {
+        update(checkpoint, name, tensor)?;
+    }
+    for adapter in weights.adapters() {
+        for (scale, tensor) in adapter.tensors_of(VISUAL) {
+            update(adapter.checkpoint(), &format!("{} {scale}", tensor.name), tensor)?;
+        }
     }
     Ok(format!("{:016x}", hash.0))
 }

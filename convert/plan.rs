@@ -9,6 +9,7 @@ use qvl::quant::GgmlType;
 use crate::args::Override;
 use crate::config::Config;
 use crate::gptq::Gptq;
+use crate::lora::{Adapter, Effect};
 use crate::mapping::{self, Mapped, Source};
 use crate::recipe::Recipe;
 use crate::types::{FileType, fallback, mixed, padding};
@@ -47,6 +48,8 @@ pub struct PlannedTensor {
     pub sources: Vec<Source>,
     /// Size in the file, bytes.
     pub n_bytes: u64,
+    /// Names of the adapters that change it, `+` in front of one that adds and `=` of one that replaces.
+    pub adapters: Vec<String>,
 }
 
 impl PlannedTensor {
@@ -149,15 +152,37 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same with adapters merged in, which have been proven against its sources.
+    pub fn adapted(mut self, adapters: &[Adapter]) -> Self {
+        for tensor in self.text.tensors.iter_mut().chain(&mut self.vision.tensors) {
+            for adapter in adapters {
+                let effect = tensor.sources.iter().find_map(|source| adapter.effect_on(&source.name));
+                tensor.adapters.extend(effect.map(|effect| match effect {
+                    Effect::AddsTo => format!("+ {}", adapter.name()),
+                    Effect::Replaces => format!("= {}", adapter.name()),
+                }));
+            }
+        }
+        self.notes.extend(adapters.iter().map(Adapter::summary));
+        self
+    }
+
     /// Every tensor that is read, some more than once.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         self.text.tensors.iter().chain(&self.vision.tensors).flat_map(|t| &t.sources)
     }
 }
 
-/// Plans a conversion. Errors (kind usage): an override that matches no tensor whose type can be chosen.
+/// Plans the conversion of a checkpoint. Errors (kind usage): an override that matches no tensor whose type can be chosen.
 pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
-    let (text, vision) = (mapping::text(config), mapping::vision(config));
+    let gptq = config.gptq.as_ref();
+    let mut plan = plan_of((mapping::text(&config.text, gptq), mapping::vision(config)), request)?;
+    plan.notes.extend(gptq.map(|gptq| gptq_note(gptq, &plan.text.tensors, request.text_type)));
+    Ok(plan)
+}
+
+/// Plans the two files that hold these tensors. Errors as [`plan`].
+pub fn plan_of((text, vision): (Vec<Mapped>, Vec<Mapped>), request: &Request) -> Result<Plan> {
     for Override { pattern, .. } in request.overrides {
         if !text.iter().chain(&vision).any(|m| m.role.is_free() && pattern.is_match(&m.name)) {
             return Err(Error::usage(format!("--tensor-type {pattern}: no tensor whose type can be chosen matches")));
@@ -180,7 +205,6 @@ pub fn plan(config: &Config, request: &Request) -> Result<Plan> {
         }
     };
     let kept = mostly_kept(&text).then_some(FileType::Q4_0);
-    notes.extend(config.gptq.as_ref().map(|gptq| gptq_note(gptq, &text, request.text_type)));
     let text_name = kept.unwrap_or(request.text_type).name().to_uppercase();
     let vision_name = vision_name.to_uppercase();
     Ok(Plan {
@@ -249,7 +273,8 @@ fn typed(mapped: Mapped, asked: FileType, rows: Rows, overrides: &[Override]) ->
     // The fallback holds the row and extents are capped, so neither of these can fail.
     let n_bytes = ty.row_bytes(dims[0]).unwrap_or(0) * dims[1..].iter().product::<u64>();
     let wanted = (wanted != ty).then_some(wanted);
-    PlannedTensor { name, dims, padding, ty, wanted, is_free: role.is_free(), recipe, sources, n_bytes }
+    let is_free = role.is_free();
+    PlannedTensor { name, dims, padding, ty, wanted, is_free, recipe, sources, n_bytes, adapters: Vec::new() }
 }
 
 /// The type that holds most bytes of the matrices, if `base` holds less than half of them.

@@ -1,10 +1,15 @@
 //! Pure transforms of f32 values that a conversion does beyond copying. Sources name `visual.py` of the checkpoints.
 
 /// How a tensor of the GGUF file is made from tensors of the checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Recipe {
     /// The same values in the same order.
     Copy,
+    /// The same, times a number.
+    Scale {
+        /// The number.
+        by: f32,
+    },
     /// Whole rows from `first` on.
     Rows {
         /// First row of the source.
@@ -24,6 +29,8 @@ pub enum Recipe {
     },
     /// Packed quants of GPTQ become values.
     Dequantise,
+    /// Rows without the zeros behind them.
+    Unpad,
     /// Rows become columns.
     Transpose,
     /// A table of `from × from` positions interpolated to `to × to`.
@@ -48,10 +55,12 @@ impl std::fmt::Display for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Recipe::Copy => f.write_str("copy"),
+            Recipe::Scale { by } => write!(f, "times {by}"),
             Recipe::Rows { first } => write!(f, "rows from {first}"),
             Recipe::Deinterleave { n_head, d_head } => write!(f, "de-interleave {n_head} heads of {d_head}"),
             Recipe::Repack { group_size } => write!(f, "repack gptq groups of {group_size}"),
             Recipe::Dequantise => f.write_str("dequantise gptq"),
+            Recipe::Unpad => f.write_str("unpad"),
             Recipe::Transpose => f.write_str("transpose"),
             Recipe::Positions { from, to } if from == to => f.write_str("copy"),
             Recipe::Positions { from, to } => write!(f, "interpolate {from}x{from} to {to}x{to}"),

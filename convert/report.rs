@@ -43,7 +43,8 @@ pub fn plan_text(plan: &Plan) -> String {
     text
 }
 
-fn file_text(file: &FilePlan) -> String {
+/// A file's table.
+pub fn file_text(file: &FilePlan) -> String {
     let mut rows = vec![["tensor", "extents", "type", "bytes", "recipe", "source"].map(String::from)];
     for t in &file.tensors {
         let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
@@ -56,6 +57,7 @@ fn file_text(file: &FilePlan) -> String {
         if t.sources.len() > 1 {
             source.push_str(&format!(" +{}", t.sources.len() - 1));
         }
+        t.adapters.iter().for_each(|adapter| source.push_str(&format!(" {adapter}")));
         rows.push([t.name.clone(), dims, ty, t.n_bytes.to_string(), t.recipe.to_string(), source]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -88,9 +90,10 @@ pub fn plan_json(plan: &Plan) -> Value {
     json!({ "model": file_json(&plan.text), "mmproj": file_json(&plan.vision), "notes": plan.notes })
 }
 
-fn file_json(file: &FilePlan) -> Value {
+/// A file as a JSON object.
+pub fn file_json(file: &FilePlan) -> Value {
     let tensors = file.tensors.iter().map(|t| {
-        json!({
+        let mut json = json!({
             "name": t.name,
             "dims": t.dims,
             "type": t.ty.name(),
@@ -99,7 +102,11 @@ fn file_json(file: &FilePlan) -> Value {
             "bytes": t.n_bytes,
             "recipe": t.recipe.to_string(),
             "sources": t.sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
-        })
+        });
+        if !t.adapters.is_empty() {
+            json["adapters"] = t.adapters.as_slice().into();
+        }
+        json
     });
     json!({
         "file": file.file_name,

@@ -89,7 +89,7 @@ impl Fixture {
 
 fn sources(dir: &Path) -> BTreeMap<String, Source> {
     let config = config::read(dir).unwrap();
-    let all = [mapping::text(&config), mapping::vision(&config)].concat();
+    let all = [mapping::text(&config.text, None), mapping::vision(&config)].concat();
     all.into_iter().flat_map(|m| m.sources).map(|s| (s.name.clone(), s)).collect()
 }
 

@@ -73,6 +73,26 @@ pub mod general {
     pub const FALLBACKS: &str = "qvl.fallbacks";
     /// Identifies the vision tower; a text file and an mmproj belong together when theirs are equal.
     pub const VISION_ID: &str = "qvl.vision_id";
+    /// The recipe of the GGUF that the weights were converted from, where that one had lost something already.
+    pub const REQUANTISED_FROM: &str = "qvl.requantised_from";
+    /// LoRA adapters that were merged into the weights, one a line.
+    pub const LORA: &str = "qvl.lora";
+}
+
+/// Keys and names of a LoRA adapter's file, llama.cpp's (`llama-adapter.cpp`).
+pub mod adapter {
+    /// `general.type` of an adapter.
+    pub const GENERAL_TYPE: &str = "adapter";
+    /// Kind of adapter: [`LORA`].
+    pub const TYPE: &str = "adapter.type";
+    /// Value of [`TYPE`].
+    pub const LORA: &str = "lora";
+    /// α, f32: a product B·A counts α / rank times.
+    pub const ALPHA: &str = "adapter.lora.alpha";
+    /// End of the name of A, `[ne0 of the weight, rank]`, after the weight's own name.
+    pub const A: &str = ".lora_a";
+    /// End of the name of B, `[rank, ne1 of the weight]`.
+    pub const B: &str = ".lora_b";
 }
 
 /// Metadata keys of the vocabulary, llama.cpp's names.

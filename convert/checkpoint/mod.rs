@@ -12,6 +12,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
+use qvl::gguf::Gguf;
+use qvl::quant::GgmlType;
 
 use self::shards::Found;
 
@@ -26,23 +28,26 @@ pub enum DType {
     BF16,
     /// Packed quants and indices of GPTQ.
     I32,
+    /// Blocks of a GGUF file, whole ones a row.
+    Blocks(GgmlType),
     /// A type that no weight has; its values are not read.
     Other(&'static str),
 }
 
 impl DType {
-    /// Bytes a value; 0 for types that are not read.
-    pub fn n_bytes(self) -> u64 {
+    /// Bytes of `n` values, which must be whole blocks; 0 for types that are not read.
+    pub fn bytes_of(self, n: u64) -> u64 {
         match self {
-            DType::F32 | DType::I32 => 4,
-            DType::F16 | DType::BF16 => 2,
+            DType::F32 | DType::I32 => 4 * n,
+            DType::F16 | DType::BF16 => 2 * n,
+            DType::Blocks(ty) => n / ty.block_size() * ty.block_bytes(),
             DType::Other(_) => 0,
         }
     }
 
     /// Whether its values can be widened to f32.
     pub fn is_float(self) -> bool {
-        matches!(self, DType::F32 | DType::F16 | DType::BF16)
+        matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::Blocks(_))
     }
 }
 
@@ -184,6 +189,31 @@ impl Checkpoint {
             if found.is_none_or(|path| !path.ends_with(&shard)) {
                 return Err(Error::model(format!("tensor {name} is not in {shard}, where it should be")).at(&index));
             }
+        }
+        Ok(checkpoint)
+    }
+
+    /// The tensors of GGUF files, whose headers have been proven, by their names there.
+    pub fn of_ggufs(files: &[(&Path, &Gguf)]) -> Result<Self> {
+        let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
+        for (path, gguf) in files {
+            let file = File::open(path).map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
+            let shard = checkpoint.shards.len();
+            for tensor in gguf.tensors() {
+                let dtype = match tensor.ty {
+                    GgmlType::F32 => DType::F32,
+                    GgmlType::F16 => DType::F16,
+                    GgmlType::BF16 => DType::BF16,
+                    ty => DType::Blocks(ty),
+                };
+                let (name, shape) = (tensor.name.clone(), tensor.dims.iter().rev().copied().collect());
+                let (offset, strides) = (tensor.offset, None);
+                let stored = Stored { name: name.clone(), shard, offset, dtype, shape, strides };
+                if checkpoint.tensors.insert(name.clone(), stored).is_some() {
+                    return Err(Error::model(format!("tensor {name} is in both files")).at(path));
+                }
+            }
+            checkpoint.shards.push(Shard { path: path.to_path_buf(), file });
         }
         Ok(checkpoint)
     }

@@ -7,10 +7,11 @@ use byteorder::{ByteOrder, LE};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use qvl::error::{Error, Result};
+use qvl::ggml;
 
 use super::{Checkpoint, DType, Stored, gather};
 
-/// Values widened at a time; their bytes stay in the cache between reading and widening.
+/// Values widened at a time, whole blocks of any type; their bytes stay in the cache between reading and widening.
 const CHUNK: usize = 32 * 1024;
 
 impl Checkpoint {
@@ -21,18 +22,18 @@ impl Checkpoint {
     /// `out` has.
     ///
     /// # Panics
-    /// If the values are not all inside the tensor or are no floats: plans prove shapes and types before anything is
-    /// executed.
+    /// If the values are not all inside the tensor, no whole rows where they are stored in blocks, or no floats: plans prove
+    /// shapes and types before anything is executed.
     pub fn read_values(&self, tensor: &Stored, first: u64, out: &mut [f32]) -> Result<()> {
         assert!(tensor.dtype.is_float(), "values of floats");
         let shard = &self.shards[tensor.shard];
-        let size = tensor.dtype.n_bytes() as usize;
+        let bytes_of = |n: usize| tensor.dtype.bytes_of(n as u64) as usize;
         // Runs of a gathered tensor are the longer the more of it is wanted at once.
         let step = if tensor.strides.is_some() { out.len().max(1) } else { CHUNK };
-        let mut buffer = vec![0u8; step.min(out.len()) * size];
+        let mut buffer = vec![0u8; bytes_of(step.min(out.len()))];
         for (nth, chunk) in out.chunks_mut(step).enumerate() {
             let at = first + (nth * step) as u64;
-            let bytes = &mut buffer[..chunk.len() * size];
+            let bytes = &mut buffer[..bytes_of(chunk.len())];
             self.read_stored(tensor, at, bytes)?;
             widen(tensor.dtype, bytes, chunk);
             if let Some(i) = first_not_finite(chunk) {
@@ -60,23 +61,23 @@ impl Checkpoint {
 
     /// The tensor's first `n` bytes in the order of its shape, or all if it has fewer.
     pub fn first_bytes(&self, tensor: &Stored, n: u64) -> Result<Vec<u8>> {
-        let size = tensor.dtype.n_bytes();
-        let n = n.checked_div(size).unwrap_or(0).min(tensor.n_values());
-        let mut bytes = vec![0u8; (n * size) as usize];
+        // Whole values where they are gathered.
+        let size = if tensor.strides.is_some() { tensor.dtype.bytes_of(1).max(1) } else { 1 };
+        let n = n.min(tensor.dtype.bytes_of(tensor.n_values())) / size * size;
+        let mut bytes = vec![0u8; n as usize];
         self.read_stored(tensor, 0, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Fills `out` with the bytes of whole values of `tensor`, from value `first` on in the order of its shape.
+    /// Fills `out` with the bytes of `tensor`, from value `first` on in the order of its shape.
     pub fn read_stored(&self, tensor: &Stored, first: u64, out: &mut [u8]) -> Result<()> {
         let shard = &self.shards[tensor.shard];
-        let size = tensor.dtype.n_bytes();
-        let n = (out.len() as u64).checked_div(size).unwrap_or(0);
-        assert!(first + n <= tensor.n_values(), "values inside the tensor");
-        let read = |bytes: &mut [u8], value: u64| read_at(&shard.file, bytes, tensor.offset + value * size);
+        let bytes_of = |n: u64| tensor.dtype.bytes_of(n);
+        assert!(bytes_of(first) + out.len() as u64 <= bytes_of(tensor.n_values()), "values inside the tensor");
+        let read = |bytes: &mut [u8], value: u64| read_at(&shard.file, bytes, tensor.offset + bytes_of(value));
         let done = match &tensor.strides {
             None => read(out, first),
-            Some(strides) => gather::gather(&tensor.shape, strides, size as usize, first, out, read),
+            Some(strides) => gather::gather(&tensor.shape, strides, bytes_of(1) as usize, first, out, read),
         };
         done.map_err(|e| Error::model(format!("cannot read tensor {}", tensor.name)).because(e).at(&shard.path))
     }
@@ -117,6 +118,7 @@ fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
             let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
             halves.convert_to_f32_slice(out);
         }
+        DType::Blocks(ty) => ggml::dequantize_row(ty, bytes, out),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Flags and subcommands. Names are promises (see the README); llama.cpp's two- and three-letter flags are accepted.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -415,6 +415,9 @@ pub struct ModelArgs {
     /// Vision GGUF (default: the mmproj-*.gguf beside the model that belongs to it)
     #[arg(long, env = "QVL_MMPROJ", value_name = "FILE")]
     pub mmproj: Option<PathBuf>,
+    /// Apply a LoRA adapter, made by qvl-convert lora (repeatable); SCALE is how much of it (default: 1)
+    #[arg(long, value_name = "FILE[=SCALE]", value_parser = lora)]
+    pub lora: Vec<(PathBuf, f32)>,
 }
 
 #[derive(Args)]
@@ -586,6 +589,14 @@ fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
         "all" => Ok(GpuLayers::All),
         number => number.parse().map(GpuLayers::Exactly).map_err(|_| "expected a number, auto or all".to_owned()),
     }
+}
+
+/// `FILE[=SCALE]`; a file whose own name ends like that is taken by its name.
+fn lora(text: &str) -> Result<(PathBuf, f32), String> {
+    let Some((file, scale)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok((text.into(), 1.0));
+    };
+    Ok((file.into(), number_in(scale, -100.0, 100.0)?))
 }
 
 fn size(text: &str) -> Result<u64, String> {

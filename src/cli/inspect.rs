@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use qvl::error::{Error, Result};
-use qvl::ggml::dequantize_row;
+use qvl::ggml::first_not_finite;
 use qvl::gguf::{Array, Gguf, TensorInfo, Value};
 use qvl::memory::human_bytes;
 use qvl::mmap::MappedFile;
@@ -39,6 +39,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 /// Proves what a run would prove, and that every weight is a finite number. Reads the whole file.
 fn verify(gguf: &Gguf, file: &[u8]) -> Result<()> {
     match gguf.opt_str(general::ARCHITECTURE)? {
+        _ if text::is_adapter(gguf) => text::check_adapter_form(gguf)?,
         Some(text_key::ARCHITECTURE) => text::check(gguf, &TextHparams::read(gguf)?)?,
         Some(vision_key::ARCHITECTURE) => drop(VisionModel::new(file, gguf)?),
         _ => {}
@@ -47,19 +48,12 @@ fn verify(gguf: &Gguf, file: &[u8]) -> Result<()> {
 }
 
 fn verify_tensor(tensor: &TensorInfo, file: &[u8]) -> Result<()> {
-    use GgmlType::*;
-    if matches!(tensor.ty, I8 | I16 | I32 | I64 | F64) {
-        return Ok(());
-    }
-    let mut row = vec![0.0; tensor.dims[0] as usize];
-    let row_bytes = tensor.n_bytes as usize / (tensor.n_values() / tensor.dims[0]) as usize;
-    for (nth, bytes) in tensor.bytes(file).chunks_exact(row_bytes).enumerate() {
-        dequantize_row(tensor.ty, bytes, &mut row);
-        if let Some(at) = row.iter().position(|x| !x.is_finite()) {
-            return Err(Error::model(format!("tensor {:?} holds {} in row {nth}, column {at}", tensor.name, row[at])));
+    match first_not_finite(tensor.ty, tensor.bytes(file), tensor.dims[0] as usize) {
+        Some((row, at, x)) => {
+            Err(Error::model(format!("tensor {:?} holds {x} in row {row}, column {at}", tensor.name)))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// (number of tensors, bytes) of each type.

@@ -21,12 +21,12 @@ use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, kv_ty
 use super::room::{self, Fitted, Repack};
 use super::{STOP, doctor, print_error};
 
-/// Opens the text file, and warns if this build is slower than the machine.
+/// Opens the text file and its adapters, and warns if this build is slower than the machine.
 pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
     if !quiet && let Some(warning) = doctor::simd_warning() {
         print_error(&format!("warning: {warning}\n"));
     }
-    TextFile::open(&args.model)
+    TextFile::open(&args.model)?.adapted(&args.lora)
 }
 
 /// Decodes pictures, upright unless told otherwise. All are read before any weight is touched.

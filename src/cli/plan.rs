@@ -17,7 +17,7 @@ const N_AROUND_PICTURE: usize = 8;
 
 /// Runs it. Errors (kind memory): it would not fit; the plan is printed all the same.
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let text = TextFile::open(&args.model.model)?;
+    let text = TextFile::open(&args.model.model)?.adapted(&args.model.lora)?;
     let h = text.hparams();
     let n_pictures = usize::from(args.pictures);
     let n_prompt = args.prompt_tokens as usize + n_pictures * (h.n_queries + N_AROUND_PICTURE);
@@ -60,7 +60,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let head = format!(
             "{}: {n_pictures} picture{} and {} tokens of text in {n_prompt} positions, {n_predict} to answer; \
              context {}, KV cache {kv}\n\n",
-            h.name,
+            text.title(),
             if n_pictures == 1 { "" } else { "s" },
             args.prompt_tokens,
             settings.n_ctx

@@ -64,6 +64,11 @@ pub fn text_phase(text: &TextFile, args: &ContextArgs, settings: &SessionSetting
         Repack::Copies => phase.with("repacked copies", text.repack_bytes(), Kind::Private),
         Repack::None => phase,
     };
+    // Products with adapters find room in llama.cpp's compute buffers as they are (a test compares).
+    let phase = match text.adapter_bytes() {
+        0 => phase,
+        n => phase.with("adapters", n, Kind::Private),
+    };
     let phase = phase.with("KV cache", settings.kv_bytes(h), Kind::Private);
     let phase = phase.with("compute buffers", settings.compute_bytes(h), Kind::Private);
     phase.with("program", program, Kind::Private)

@@ -82,7 +82,7 @@ impl SessionFile<'_> {
         let (read, state) = if is_whole { (read, &*self.snapshot.state) } else { (Vec::new(), &[][..]) };
         let header = Header {
             model: hex(id),
-            model_name: text.hparams().name.clone(),
+            model_name: text.title(),
             system: c.system.clone(),
             turns: c.turns().iter().map(turn).collect(),
             sizes: pictures.iter().map(|shown| shown.size).collect(),
@@ -132,7 +132,7 @@ impl<'a> SessionFile<'a> {
         let header: Header =
             serde_json::from_slice(header).map_err(|e| damaged("its header cannot be read").because(e))?;
         if header.model != hex(id) {
-            let (theirs, ours) = (&header.model_name, &text.hparams().name);
+            let (theirs, ours) = (&header.model_name, text.title());
             let message = format!(
                 "the session was made with another model ({theirs:?}; this is {ours:?} in {}); use that one, or another file",
                 text.path().display()

@@ -16,4 +16,4 @@ pub use backend::{Allocated, Backend};
 pub use context::{Context, Graph, Tensor};
 pub use cpu::{SimdFeature, simd_features};
 pub(crate) use quantize::c_type;
-pub use quantize::{dequantize_row, quantize_rows};
+pub use quantize::{dequantize_row, first_not_finite, quantize_rows};

@@ -54,3 +54,22 @@ pub fn dequantize_row(ty: GgmlType, row: &[u8], out: &mut [f32]) {
     // blocks bytewise or through 2-byte fields, and rows inside a GGUF file are at least 2-byte aligned.
     unsafe { to_float(row.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64) };
 }
+
+/// Row, column and value of the first NaN or infinity among stored rows of `n_per_row` values; `None` if all are finite, and
+/// of types that are no floats. Cost: one pass, a row in f32.
+///
+/// # Panics
+/// If `bytes` is not whole rows.
+pub fn first_not_finite(ty: GgmlType, bytes: &[u8], n_per_row: usize) -> Option<(usize, usize, f32)> {
+    use GgmlType::{F64, I8, I16, I32, I64};
+    if matches!(ty, I8 | I16 | I32 | I64 | F64) {
+        return None;
+    }
+    let row_bytes = ty.row_bytes(n_per_row as u64).unwrap_or(0) as usize;
+    assert!(row_bytes > 0 && bytes.len().is_multiple_of(row_bytes), "whole rows");
+    let mut row = vec![0.0; n_per_row];
+    bytes.chunks_exact(row_bytes).enumerate().find_map(|(nth, bytes)| {
+        dequantize_row(ty, bytes, &mut row);
+        row.iter().position(|x| !x.is_finite()).map(|at| (nth, at, row[at]))
+    })
+}

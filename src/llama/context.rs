@@ -147,6 +147,13 @@ impl<'m> Context<'m> {
             let message = format!("llama.cpp cannot make a context of {} tokens: {reason}", params.n_ctx);
             return Err(Error::memory(message));
         };
+        let (mut adapters, mut scales): (Vec<_>, Vec<f32>) =
+            model.adapters.iter().map(|(a, s)| (a.as_ptr(), *s)).unzip();
+        // SAFETY: the context is valid, the adapters are of its model and live as long; both lists have this length, and are
+        // copied.
+        unsafe {
+            sys::llama_set_adapters_lora(ptr.as_ptr(), adapters.as_mut_ptr(), adapters.len(), scales.as_mut_ptr())
+        };
         // SAFETY: model and context are valid; a null batch is handled (and llama.cpp's `new` does not return one).
         let (batch, n_vocab, n_embd, n_layer) = unsafe {
             let vocab = sys::llama_model_get_vocab(model.ptr.as_ptr());

@@ -37,6 +37,8 @@ pub struct ModelParams {
 pub struct Model {
     pub(super) ptr: NonNull<sys::llama_model>,
     pub(super) stream: Option<Stream>,
+    /// Adapters with their scales; every context applies them all.
+    pub(super) adapters: Vec<(NonNull<sys::llama_adapter_lora>, f32)>,
 }
 
 // SAFETY: a llama_model is immutable after loading; llama.cpp lets several contexts on several threads share one.
@@ -65,7 +67,24 @@ impl Model {
         let ptr = NonNull::new(ptr).ok_or_else(|| {
             Error::model(format!("llama.cpp cannot load the model: {}", log::take_last_error())).at(path)
         })?;
-        Ok(Model { ptr, stream: None })
+        Ok(Model { ptr, stream: None, adapters: Vec::new() })
+    }
+
+    /// Adds a LoRA adapter, whose file the caller has proven to fit this model, for all contexts that are made later. Several add
+    /// up, in an order of llama.cpp's own, so that sums may round differently from run to run. Errors (kind model) carry
+    /// llama.cpp's reason. Cost: a copy of the adapter in memory.
+    pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<()> {
+        let c_path = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|e| Error::model("the path contains a zero byte").because(e).at(path))?;
+        log::take_last_error();
+        // SAFETY: the model is valid and, borrowed mutably, in no context; the path is a terminated string that lives during
+        // the call, which catches its own exceptions.
+        let adapter = unsafe { sys::llama_adapter_lora_init(self.ptr.as_ptr(), c_path.as_ptr()) };
+        let adapter = NonNull::new(adapter).ok_or_else(|| {
+            Error::model(format!("llama.cpp cannot load the adapter: {}", log::take_last_error())).at(path)
+        })?;
+        self.adapters.push((adapter, scale));
+        Ok(())
     }
 
     /// Lets the layers from `n_kept` on leave memory whenever they were used, for as long as the model lives. `layers`: bytes of
@@ -79,7 +98,11 @@ impl Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // SAFETY: made by us, not used again; contexts borrow the model, so none is left.
-        unsafe { sys::llama_model_free(self.ptr.as_ptr()) }
+        // SAFETY: all made by us, not used again; contexts borrow the model, so none is left. Adapters go before the model that
+        // they are entered in.
+        unsafe {
+            self.adapters.iter().for_each(|(adapter, _)| sys::llama_adapter_lora_free(adapter.as_ptr()));
+            sys::llama_model_free(self.ptr.as_ptr());
+        }
     }
 }

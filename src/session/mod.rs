@@ -1,5 +1,6 @@
 //! A text model at work: a prompt of tokens and pictures goes in, logits come out, one position after the other.
 
+mod adapter;
 mod generate;
 mod line;
 mod logprobs;

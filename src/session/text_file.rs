@@ -14,6 +14,8 @@ use crate::quant::GgmlType;
 use crate::text::{self, TextHparams};
 use crate::tokenizer::Tokenizer;
 
+use super::adapter::AdapterFile;
+
 /// Names a text model: equal weights, equal name.
 pub type ModelId = [u8; 32];
 
@@ -25,6 +27,7 @@ pub struct TextFile {
     n_bytes: u64,
     repack_bytes: u64,
     layers: Vec<Range<u64>>,
+    adapters: Vec<AdapterFile>,
 }
 
 /// From the first to the last byte of a layer's tensors, which the converter writes one after the other.
@@ -55,9 +58,39 @@ impl TextFile {
             let tokenizer = Tokenizer::new(tokens, gguf.i32s(vocab::TOKEN_TYPE)?, hparams.n_queries)?;
             let layers = (0..hparams.n_layer).map(|il| layer_range(&gguf, il)).collect();
             let repack_bytes = gguf.tensors().iter().filter(|t| is_repacked(t)).map(|t| t.n_bytes).sum();
-            Ok(TextFile { path: path.to_owned(), hparams, tokenizer, n_bytes: file.len() as u64, repack_bytes, layers })
+            Ok(TextFile {
+                path: path.to_owned(),
+                hparams,
+                tokenizer,
+                n_bytes: file.len() as u64,
+                repack_bytes,
+                layers,
+                adapters: Vec::new(),
+            })
         };
         read().map_err(|e| e.at(path))
+    }
+
+    /// The same with LoRA adapters, each with its scale (1 is the adapter as it was trained, 0 is none). Errors (kind model): one
+    /// is damaged, or of another model.
+    pub fn adapted(mut self, adapters: &[(PathBuf, f32)]) -> Result<Self> {
+        for (path, scale) in adapters {
+            let adapter = AdapterFile::open(path, *scale, &self.hparams)?;
+            // None of it is none, to the last bit.
+            self.adapters.extend((*scale != 0.0).then_some(adapter));
+        }
+        Ok(self)
+    }
+
+    /// Its name for people, with those of its adapters.
+    pub fn title(&self) -> String {
+        let adapters = self.adapters.iter().map(|adapter| format!(" + {}", adapter.title()));
+        self.hparams.name.clone() + &adapters.collect::<String>()
+    }
+
+    /// What its adapters take of the memory, in bytes: llama.cpp copies them.
+    pub fn adapter_bytes(&self) -> u64 {
+        self.adapters.iter().map(AdapterFile::n_bytes).sum()
     }
 
     /// Where it lies.
@@ -90,24 +123,36 @@ impl TextFile {
         &self.tokenizer
     }
 
-    /// What tells this model from others, wherever its file lies: a hash over its header and the beginning of every tensor.
+    /// What tells this model from others, wherever its file lies: a hash over its header and the beginning of every tensor, and
+    /// over those of its adapters.
     /// Cost: reads a page of each tensor (some hundred for the real model).
     pub fn id(&self) -> Result<ModelId> {
-        const N_BYTES: usize = 64;
         let file = MappedFile::open(&self.path)?;
         let gguf = Gguf::parse(&file).map_err(|e| e.at(&self.path))?;
         let mut hash = Sha256::new();
-        hash.update((file.len() as u64).to_le_bytes());
-        hash.update(&file[..usize::try_from(gguf.data_offset()).unwrap_or(usize::MAX).min(file.len())]);
-        for tensor in gguf.tensors() {
-            let bytes = tensor.bytes(&file);
-            hash.update(&bytes[..bytes.len().min(N_BYTES)]);
-        }
+        hash_beginnings(&mut hash, &file, &gguf);
+        // In any order they are the same model.
+        let mut adapters: Vec<ModelId> = self.adapters.iter().map(AdapterFile::id).collect();
+        adapters.sort_unstable();
+        adapters.iter().for_each(|id| hash.update(id));
         Ok(hash.finalize().into())
     }
 
-    /// Loads the weights.
+    /// Loads the weights, and the adapters. Errors (kind model) moreover: a value of an adapter is no number.
     pub fn load(&self, params: ModelParams) -> Result<Model> {
-        Model::load(&self.path, params)
+        let mut model = Model::load(&self.path, params)?;
+        self.adapters.iter().try_for_each(|adapter| adapter.load(&mut model))?;
+        Ok(model)
+    }
+}
+
+/// Hashes a file's length, its header and the beginning of each tensor.
+pub(super) fn hash_beginnings(hash: &mut Sha256, file: &[u8], gguf: &Gguf) {
+    const N_BYTES: usize = 64;
+    hash.update((file.len() as u64).to_le_bytes());
+    hash.update(&file[..usize::try_from(gguf.data_offset()).unwrap_or(usize::MAX).min(file.len())]);
+    for tensor in gguf.tensors() {
+        let bytes = tensor.bytes(file);
+        hash.update(&bytes[..bytes.len().min(N_BYTES)]);
     }
 }

@@ -72,6 +72,9 @@ impl TextHparams {
                 key::ARCHITECTURE
             )));
         }
+        if super::is_adapter(gguf) {
+            return Err(Error::model("this is a LoRA adapter; name it with --lora, and its model with -m"));
+        }
         if gguf.get(key::N_QUERIES).is_none() {
             return Err(Error::model(format!(
                 "metadata key {} is missing: a text model without pictures? convert Qwen-VL with qvl-convert",

@@ -1,6 +1,9 @@
 //! Whatever the input, both programs answer with a result or with one `error:` line and a promised exit code: never a
 //! panic, an abort, a signal, a hang, or half a file.
 
+#[path = "../it/adapter_files.rs"]
+mod adapter_files;
+mod adapters;
 mod checkpoints;
 mod gguf;
 #[path = "../support/gptq.rs"]

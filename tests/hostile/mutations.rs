@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::adapters::adapter;
 use crate::gguf::File;
 use crate::support::{Pair, ask, checkpoint, convert, f32, q8_0, qvl, run, run_for, temp_dir};
 
@@ -112,7 +113,7 @@ fn mutated(seed: u64, pair: &Pair) -> (Vec<u8>, bool) {
     (bytes, text)
 }
 
-/// What is wrong with how the programs take the file of this seed.
+/// What is wrong with how the programs take the file of this seed, the converter as its source included.
 fn complaint(seed: u64) -> Option<String> {
     let pair = if seed.is_multiple_of(4) { f32() } else { q8_0() };
     let (bytes, text) = mutated(seed, pair);
@@ -123,7 +124,19 @@ fn complaint(seed: u64) -> Option<String> {
     let flags = [&[][..], &["-fa", "off"], &["--temp", "1", "-s", "1", "--repeat-penalty", "1.1"]];
     let asked = run_for(command.args(flags[(seed % 3) as usize]), Duration::from_secs(60)).complaint();
     let inspected = run(qvl().args(["inspect", "--verify", "--tensors"]).arg(&bad)).complaint();
-    asked.or(inspected).map(|what| format!("seed {seed}: {what}"))
+    let out = temp_dir();
+    let (text, mmproj) = if text { (&bad, &pair.mmproj) } else { (&pair.text, &bad) };
+    let mut command = convert();
+    command
+        .arg(text)
+        .arg("--mmproj")
+        .arg(mmproj)
+        .args(["-q", "-j", "1", "-t", "q4_0", "--name", "n", "-o"])
+        .arg(out.path());
+    let converted = run(&mut command);
+    let n_left = std::fs::read_dir(out.path()).unwrap().count();
+    let left = (converted.code != Some(0) && n_left > 0).then(|| format!("{n_left} files are left: {converted:?}"));
+    asked.or(inspected).or(converted.complaint()).or(left).map(|what| format!("seed {seed}: {what}"))
 }
 
 /// What is wrong with how the converter takes the checkpoint of this seed, or the programs what it made of it.
@@ -168,6 +181,26 @@ fn complaint_of_checkpoint(seed: u64) -> Option<String> {
     wrong.map(|what| format!("seed {seed}, {}: {what}", path.file_name().unwrap().display()))
 }
 
+/// What is wrong with how the program takes the adapter of this seed.
+fn complaint_of_adapter(seed: u64) -> Option<String> {
+    let mut r = Random(seed ^ 0xADA);
+    let mut file = File::read(adapter());
+    (0..=r.below(3)).for_each(|_| mutate_field(&mut file, &mut r));
+    let mut bytes = file.encode();
+    if r.below(3) == 0 {
+        let at = r.below(file.header().len());
+        bytes[at] ^= 1 << r.below(8);
+    }
+    let dir = temp_dir();
+    let bad = dir.path().join("bad.gguf");
+    std::fs::write(&bad, bytes).unwrap();
+    let mut command = qvl();
+    command.arg("ask").arg("-m").arg(&q8_0().text).args(["-q", "-n", "2", "--temp", "0", "-t", "1", "hi", "--lora"]);
+    let asked = run_for(command.arg(&bad), Duration::from_secs(60)).complaint();
+    let inspected = run(qvl().args(["inspect", "--verify", "--tensors"]).arg(&bad)).complaint();
+    asked.or(inspected).map(|what| format!("seed {seed}: {what}"))
+}
+
 fn check(complaint: fn(u64) -> Option<String>) {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
     let seeds = match number("QVL_MUTATION") {
@@ -181,6 +214,11 @@ fn check(complaint: fn(u64) -> Option<String>) {
 #[test]
 fn damaged_files_end_well() {
     check(complaint);
+}
+
+#[test]
+fn damaged_adapters_end_well() {
+    check(complaint_of_adapter);
 }
 
 #[test]

@@ -72,6 +72,14 @@ mod gptq_files;
 
 /// Checkpoints of GPTQ: what is packed stays what it is.
 mod gptq;
+/// `qvl-convert MODEL.gguf`: a pair as the source of another one.
+mod requantise;
+
+/// LoRA adapters as PEFT saves them, made up.
+mod adapter_files;
+
+/// LoRA: merged by `qvl-convert --lora`, applied by `qvl --lora`.
+mod lora;
 
 /// `qvl plan`, and what is done about memory before anything is loaded.
 mod memory;

@@ -76,7 +76,13 @@ impl<'a> Worker<'a> {
         let stop_ids = stops(text, &args.generation, 0, false).stop_ids;
         let grammar = structure::grammar(&args.structure)?;
         let matcher = grammar.map(|g| structure::matcher(g, text.tokenizer(), &stop_ids)).transpose()?;
-        let viewer = Viewer::new(&args.model, &args.context, &args.cache, TextMemory::Now(text.n_bytes()), quiet);
+        let viewer = Viewer::new(
+            &args.model,
+            &args.context,
+            &args.cache,
+            TextMemory::Now(text.n_bytes() + text.adapter_bytes()),
+            quiet,
+        );
         Ok(Worker { args, text, raw, orient, matcher, viewer })
     }
 

@@ -75,7 +75,7 @@ impl Case {
 pub fn model(args: &BenchArgs) -> Result<ModelArgs> {
     let model =
         args.model.clone().ok_or_else(|| Error::usage("name the text GGUF with -m, or a second file to compare"))?;
-    Ok(ModelArgs { model, mmproj: args.mmproj.clone() })
+    Ok(ModelArgs { model, mmproj: args.mmproj.clone(), lora: Vec::new() })
 }
 
 /// All cases that the flags ask for, in order. Errors (kind usage): one is larger than the context.

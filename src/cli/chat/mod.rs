@@ -70,7 +70,7 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
     chat.show(sources)?;
     let Fitted { settings, n_kept, .. } = answer::first_settings(&text, &args.context, n_first(&chat)?, quiet)?;
     let model = pipeline::load_model(&text, &args.context, n_kept, quiet)?;
-    chat.eyes.memory = TextMemory::Now(text.n_bytes());
+    chat.eyes.memory = TextMemory::Now(text.n_bytes() + text.adapter_bytes());
     let mut voice = Voice::new(&text, &model, &args.context, &settings, quiet)?;
     if let Some(snapshot) = &snapshot {
         voice.resume(snapshot);
