@@ -31,6 +31,9 @@ pub struct Args {
     /// Element type for tensors whose GGUF name matches; the first match counts
     #[arg(long, value_name = "REGEX=TYPE", value_parser = parse_override)]
     pub tensor_type: Vec<Override>,
+    /// Importance matrix made by qvl imatrix (or llama-imatrix): what counts most is quantised best
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Threads [default: all cores]
     #[arg(short = 'j', long, value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

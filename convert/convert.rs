@@ -12,6 +12,7 @@ use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
 use crate::config::{self, Config, square_root};
 use crate::execute::{Run, write_file};
+use crate::imatrix::Importance;
 use crate::metadata::{self, About};
 use crate::output::{self, Existing};
 use crate::plan::{self, Plan, Request};
@@ -54,7 +55,8 @@ fn open(args: &Args) -> Result<Opened> {
 fn dry_run(args: &Args) -> Result<(Plan, Inventory)> {
     let Opened { dir, mut config, name, .. } = open(args)?;
     let inventory = checkpoint::survey(&dir)?;
-    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    let mut plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    importance(args, &mut plan)?;
     Ok((plan, inventory))
 }
 
@@ -66,7 +68,8 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
-    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    let mut plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
+    let importance = importance(args, &mut plan)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
     if args.verbose {
         report::note(&report::plan_text(&plan));
@@ -80,9 +83,17 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         checkpoint_name,
         name,
     };
-    let layouts = layouts(&dir, &config, &about, &plan)?;
-    let done = write(args, &checkpoint, &plan, layouts, interrupted)?;
+    let layouts = layouts(&dir, &config, &about, &plan, importance.as_ref())?;
+    let done = write(args, &checkpoint, &plan, layouts, importance.as_ref(), interrupted)?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
+}
+
+/// The importance matrix that was asked for, proven to be of the planned model; what it lacks becomes a note.
+fn importance(args: &Args, plan: &mut Plan) -> Result<Option<Importance>> {
+    let Some(path) = &args.imatrix else { return Ok(None) };
+    let importance = Importance::read(path)?;
+    plan.notes.extend(importance.check(plan)?);
+    Ok(Some(importance))
 }
 
 fn plan(args: &Args, config: &Config, name: &str) -> Result<Plan> {
@@ -129,11 +140,20 @@ fn notes(args: &Args, plan: &Plan) {
 }
 
 /// Where everything will stand in the two files.
-fn layouts(dir: &Path, config: &Config, about: &About, plan: &Plan) -> Result<[Layout; 2]> {
+fn layouts(
+    dir: &Path,
+    config: &Config,
+    about: &About,
+    plan: &Plan,
+    importance: Option<&Importance>,
+) -> Result<[Layout; 2]> {
     let ranks = vocab::read(&dir.join("qwen.tiktoken"))?;
     let vocabulary = vocab::gguf_vocab(&ranks, config.text.n_vocab as usize)?;
-    let text = metadata::text(config, about, vocabulary, &plan.text)?;
-    let vision = metadata::vision(config, about, &plan.vision);
+    let mut text = metadata::text(config, about, vocabulary, &plan.text)?;
+    let mut vision = metadata::vision(config, about, &plan.vision);
+    if let Some(importance) = importance {
+        [&mut text, &mut vision].into_iter().for_each(|metadata| importance.record(metadata));
+    }
     Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
 }
 
@@ -142,6 +162,7 @@ fn write(
     checkpoint: &Checkpoint,
     plan: &Plan,
     layouts: [Layout; 2],
+    importance: Option<&Importance>,
     interrupted: &AtomicBool,
 ) -> Result<Done> {
     let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
@@ -149,7 +170,7 @@ fn write(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from)).build();
     let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
     let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
-    let run = Run { checkpoint, pool: &pool, progress: &progress, interrupted };
+    let run = Run { checkpoint, pool: &pool, progress: &progress, importance, interrupted };
     let targets = targets(plan, &args.out);
     let files: Result<Vec<_>> = [&plan.text, &plan.vision]
         .into_iter()

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
 use crate::encode::encode;
+use crate::imatrix::Importance;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
 
@@ -28,6 +29,8 @@ pub struct Run<'a> {
     pub pool: &'a rayon::ThreadPool,
     /// Counts bytes written.
     pub progress: &'a ProgressBar,
+    /// How much columns count, if somebody measured it.
+    pub importance: Option<&'a Importance>,
     /// Set to stop early.
     pub interrupted: &'a AtomicBool,
 }
@@ -83,7 +86,8 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
     }
     let tensor = &plan.tensors[block.tensor];
     let values = produce(run.checkpoint, tensor, block.first, block.n)?;
-    let bytes = encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?;
+    let importance = run.importance.and_then(|importance| importance.of(&tensor.name));
+    let bytes = encode(tensor.ty, &values, tensor.dims[0] as usize, importance, &tensor.name)?;
     let offset = (block.first == 0).then(|| layout.places[block.tensor].0);
     Ok(Made { offset, bytes })
 }

@@ -8,6 +8,7 @@ mod encode;
 mod execute;
 mod fold;
 mod generation;
+mod imatrix;
 mod json;
 mod licence;
 mod mapping;

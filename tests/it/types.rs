@@ -88,7 +88,7 @@ fn check_blocks(found: &Path, exact: &Path) -> Vec<GgmlType> {
         let values: Vec<f32> =
             source.bytes(&exact.bytes).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let mut expect = vec![0; tensor.n_bytes as usize];
-        quantize_rows(tensor.ty, &values, n_per_row, &mut expect);
+        quantize_rows(tensor.ty, &values, n_per_row, None, &mut expect);
         assert!(tensor.bytes(&found.bytes) == expect, "{} {}: blocks differ from ggml's", tensor.name, tensor.ty);
         check_values(tensor.ty, &expect, &values, n_per_row, &tensor.name);
         types.push(tensor.ty);
