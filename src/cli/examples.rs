@@ -69,6 +69,10 @@ fn example(item: Item, args: &DataArgs, format: ChatFormat, context: &ContextArg
         format,
     };
     let (prompt, sources) = example.asked().prompt(text, item.images)?;
+    for path in sources.iter().filter_map(ImageSource::path) {
+        // Not after an hour of work.
+        std::fs::metadata(path).map_err(|e| Error::image("cannot read the picture").because(e).at(path))?;
+    }
     example.sources = sources;
     let h = text.hparams();
     let limit = context.ctx_size.map_or(h.context_length, |n| n as usize);
@@ -133,11 +137,20 @@ impl Example {
     }
 
     /// Its pictures and their sizes in pixels, all of which have been looked at.
-    pub fn shown(&self, pictures: &Pictures) -> Result<(Vec<Arc<Seen>>, Vec<(u32, u32)>)> {
+    pub fn shown(&self, pictures: &Pictures) -> Result<Shown> {
         let one = |source| pictures.recent.get(&name(source)).cloned();
         let shown: Option<Vec<_>> = self.sources.iter().map(one).collect();
-        Ok(shown.ok_or_else(|| Error::other("a picture got lost"))?.into_iter().unzip())
+        let (seen, sizes) = shown.ok_or_else(|| Error::other("a picture got lost"))?.into_iter().unzip();
+        Ok(Shown { seen, sizes })
     }
+}
+
+/// The pictures of an example, one after the other.
+pub struct Shown {
+    /// Their embeddings.
+    pub seen: Vec<Arc<Seen>>,
+    /// Their widths and heights in pixels.
+    pub sizes: Vec<(u32, u32)>,
 }
 
 /// What tells pictures apart.

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::args::{ContextArgs, ImatrixArgs};
 use super::batch::{go_on, progress};
-use super::examples::{self, Example, Pictures};
+use super::examples::{self, Example, Pictures, Shown};
 use super::pipeline::{self, Mmproj};
 use super::see::TextMemory;
 use super::{STOP, output, print_error, print_json, room};
@@ -99,7 +99,7 @@ fn collect(
         })?;
         for example in &rest[..n] {
             go_on()?;
-            let (seen, sizes) = example.shown(&pictures)?;
+            let Shown { seen, sizes } = example.shown(&pictures)?;
             let prompt = example.prompt(text, &sizes)?;
             session.prefill_all(&prompt, &seen, |_| Ok(()))?;
             let answer = example.answer_ids(text)?.unwrap_or_default();

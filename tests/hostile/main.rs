@@ -5,6 +5,7 @@ mod checkpoints;
 mod gguf;
 mod grammars;
 mod headers;
+mod measures;
 mod mutations;
 mod pairs;
 mod pictures;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::super::args::{ModelArgs, QualityArgs};
 use super::super::batch::{go_on, progress};
-use super::super::examples::{self, Example, Pictures};
+use super::super::examples::{self, Example, Pictures, Shown};
 use super::super::pipeline::{self, Mmproj};
 use super::super::see::TextMemory;
 use super::super::{STOP, room};
@@ -72,7 +72,7 @@ pub fn run(
         })?;
         for (example, nth) in examples[n_done..][..n].iter().zip(n_done..) {
             go_on()?;
-            let (seen, sizes) = example.shown(&pictures)?;
+            let Shown { seen, sizes } = example.shown(&pictures)?;
             let prompt = example.prompt(asker, &sizes)?;
             let mut reader = Reader { session: &mut session, text, prompt, seen, n_predict: args.predict };
             reader.read(nth, example, listener)?;
