@@ -13,7 +13,7 @@ use crate::types::{FileType, element_type};
 ///
 /// CHECKPOINT_DIR is a model directory as downloaded: config.json, generation_config.json, qwen.tiktoken and safetensors
 /// weights. Memory use does not grow with the checkpoint. Existing files are kept unless --force is given.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "qvl-convert", version)]
 pub struct Args {
     /// Directory with config.json and the weights
@@ -34,6 +34,12 @@ pub struct Args {
     /// Importance matrix made by qvl imatrix (or llama-imatrix): what counts most is quantised best
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
+    /// Measure on these examples (as for qvl quality) what quantising costs, and keep it in the text file
+    #[arg(long, value_name = "DATA.jsonl")]
+    pub report: Option<PathBuf>,
+    /// What --report compares with: an f16 model, or what qvl quality --write-reference wrote [default: a conversion to f16]
+    #[arg(long, value_name = "FILE", requires = "report")]
+    pub reference: Option<PathBuf>,
     /// Threads [default: all cores]
     #[arg(short = 'j', long, value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

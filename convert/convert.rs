@@ -16,6 +16,7 @@ use crate::imatrix::Importance;
 use crate::metadata::{self, About};
 use crate::output::{self, Existing};
 use crate::plan::{self, Plan, Request};
+use crate::quality::Comparison;
 use crate::report::{self, Done};
 use crate::{generation, licence, naming, vocab};
 
@@ -65,6 +66,7 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     let started = Instant::now();
     let Opened { dir, mut config, checkpoint_name, name } = open(args)?;
     // Cheap refusals first: the configuration alone names the files.
+    let comparison = Comparison::asked(args)?;
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
@@ -84,7 +86,8 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         name,
     };
     let layouts = layouts(&dir, &config, &about, &plan, importance.as_ref())?;
-    let done = write(args, &checkpoint, &plan, layouts, importance.as_ref(), interrupted)?;
+    let making = Making { args, checkpoint: &checkpoint, plan: &plan, importance: importance.as_ref(), interrupted };
+    let done = making.write(layouts, comparison.as_ref())?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
 }
 
@@ -157,36 +160,51 @@ fn layouts(
     Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
 }
 
-fn write(
-    args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    layouts: [Layout; 2],
-    importance: Option<&Importance>,
-    interrupted: &AtomicBool,
-) -> Result<Done> {
-    let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
-    output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from)).build();
-    let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
-    let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
-    let run = Run { checkpoint, pool: &pool, progress: &progress, importance, interrupted };
-    let targets = targets(plan, &args.out);
-    let files: Result<Vec<_>> = [&plan.text, &plan.vision]
-        .into_iter()
-        .zip(&layouts)
-        .zip(&targets)
-        .map(|((plan, layout), target)| {
-            let file = output::temporary(&args.out)?;
-            write_file(&run, plan, layout, file.as_file(), target)?;
-            Ok((file, target.clone()))
-        })
-        .collect();
-    progress.finish_and_clear();
-    let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    output::publish(files?, &args.out, existing)?;
-    let [model, mmproj] = targets;
-    Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
+/// A conversion whose files are being made.
+struct Making<'a> {
+    args: &'a Args,
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    importance: Option<&'a Importance>,
+    interrupted: &'a AtomicBool,
+}
+
+impl Making<'_> {
+    fn write(&self, layouts: [Layout; 2], comparison: Option<&Comparison>) -> Result<Done> {
+        let Making { args, checkpoint, plan, importance, interrupted } = *self;
+        let mut n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
+        output::require_space(&args.out, n_bytes[0] + n_bytes[1])?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from)).build();
+        let pool = pool.map_err(|e| Error::other("cannot start threads").because(e))?;
+        let progress = progress_bar(args, n_bytes[0] + n_bytes[1]);
+        let run = Run { checkpoint, pool: &pool, progress: &progress, importance, interrupted };
+        let targets = targets(plan, &args.out);
+        let files: Result<Vec<_>> = [&plan.text, &plan.vision]
+            .into_iter()
+            .zip(&layouts)
+            .zip(&targets)
+            .map(|((plan, layout), target)| {
+                let file = output::temporary(&args.out)?;
+                write_file(&run, plan, layout, file.as_file(), target)?;
+                Ok((file, target.clone()))
+            })
+            .collect();
+        progress.finish_and_clear();
+        let files = files?;
+        let quality = match (comparison, files.as_slice()) {
+            (Some(comparison), [(text, _), (mmproj, _)]) => {
+                let quality = comparison.run(args, [text.path(), mmproj.path()], interrupted)?;
+                // The text file has grown by what is now in its metadata.
+                n_bytes[0] = std::fs::metadata(text.path()).map_or(n_bytes[0], |m| m.len());
+                Some(quality)
+            }
+            _ => None,
+        };
+        let existing = if args.force { Existing::Replace } else { Existing::Keep };
+        output::publish(files, &args.out, existing)?;
+        let [model, mmproj] = targets;
+        Ok(Done { model, mmproj, n_bytes, quality, seconds: 0.0 })
+    }
 }
 
 /// A bar over bytes on a terminal's stderr, nothing elsewhere.

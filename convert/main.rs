@@ -17,6 +17,7 @@ mod naming;
 mod output;
 mod plan;
 mod produce;
+mod quality;
 mod recipe;
 mod report;
 #[cfg(test)]

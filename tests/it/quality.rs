@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::examples::{data, heldout};
 use crate::models::{random, tiny};
-use crate::programs::{EXACT, qvl, repository, run, run_with_input};
+use crate::programs::{EXACT, Ran, qvl, qvl_convert, repository, run, run_with_input};
 use crate::tensors::{Tensors, traced};
 
 fn quality(model: &Path, data: &Path) -> Command {
@@ -245,4 +245,41 @@ fn a_report_can_be_kept_in_the_file() {
     assert_eq!(run(&mut command).json(), report);
     assert_eq!(fs::metadata(&model).unwrap().len(), n_bytes);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+}
+
+/// `qvl-convert --report`: the same numbers, measured before the files get their names.
+#[test]
+fn a_conversion_can_report_on_itself() {
+    let dir = TempDir::new().unwrap();
+    let (data, out) = (data(dir.path(), &heldout(250)), dir.path().join("out"));
+    let convert = |more: &[&str]| -> Ran {
+        let mut command = qvl_convert();
+        command.arg(repository("models/qvl-tiny")).args(["--json", "--force", "-t", "q4_0", "-o"]).arg(&out);
+        run(command.env("QVL_CACHE_SIZE", "0").args(more))
+    };
+    let n_files = || fs::read_dir(&out).map_or(0, Iterator::count);
+    let (data, reference) = (data.to_str().unwrap(), dir.path().join("tiny.qvlref"));
+    run(quality(&tiny("f16", "f16").text, Path::new(data)).arg("--write-reference").arg(&reference)).ok();
+    let done = convert(&["--report", data]).json();
+    assert!(number(&done, "/quality/kl/mean") > 0.0, "{done}");
+    let model = Path::new(done["model"].as_str().unwrap());
+    let mut measured = compared(model, &reference, Path::new(data));
+    assert_eq!(measured["kl"], done["quality"]["kl"]);
+    let inspect = || run(qvl().args(["inspect", "--json"]).arg(model)).json()["metadata"].clone();
+    assert_eq!(
+        inspect()["qvl.quality.kl_mean"].as_f64().map(|x| x as f32),
+        Some(number(&done, "/quality/kl/mean") as f32)
+    );
+    assert_eq!(n_files(), 2, "the f16 files are gone");
+    let again = convert(&["--report", data, "--reference", reference.to_str().unwrap()]).json();
+    measured = again["quality"]["kl"].clone();
+    assert_eq!(measured, done["quality"]["kl"]);
+
+    fs::remove_dir_all(&out).unwrap();
+    convert(&["--report", "nowhere.jsonl"]).fails(2, "nowhere.jsonl: this file is not there");
+    convert(&["--report", data, "--reference", tiny("f16", "f16").mmproj.to_str().unwrap()]).fails(3, "--report: ");
+    convert(&["--reference", data]).fails(2, "--report");
+    fs::write(data, "{\"image\": \"gone.png\", \"prompt\": \"What?\"}\n").unwrap();
+    convert(&["--report", data]).fails(4, "gone.png");
+    assert_eq!(n_files(), 0, "nothing half-written");
 }
