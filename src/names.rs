@@ -103,7 +103,7 @@ pub mod imatrix {
 
 /// What `qvl quality --save` measured, in the text file.
 pub mod quality {
-    /// Name and type of the reference, string.
+    /// Name and types of the reference, string.
     pub const REFERENCE: &str = "qvl.quality.reference";
     /// Name of the file of examples, string.
     pub const DATA: &str = "qvl.quality.data";
@@ -133,7 +133,7 @@ pub mod reference {
     pub const TYPE: &str = "qvl-reference";
     /// SHA-256 over all tensors' data in file order, hex.
     pub const CHECKSUM: &str = "qvl.reference.checksum";
-    /// Name and type of the model that made it, for people.
+    /// Name and types of the model that made it, for people.
     pub const MODEL: &str = "qvl.reference.model";
     /// SHA-256 of its vocabulary, hex.
     pub const VOCABULARY: &str = "qvl.reference.vocabulary";

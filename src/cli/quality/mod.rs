@@ -115,7 +115,7 @@ fn record(
 ) -> Result<usize> {
     let spool = tempfile::tempfile().map_err(|e| Error::other("cannot make a temporary file").because(e))?;
     let targets = examples.iter().map(|example| example.answer_ids(asker)).collect::<Result<Vec<_>>>()?;
-    let recorder = Recorder::new(identity(asker, examples), described(model)?, args.keep.into(), spool);
+    let recorder = Recorder::new(identity(asker, examples), described(model, text, examples)?, args.keep.into(), spool);
     let mut recording = Recording { recorder, targets: &targets, n_positions: 0 };
     run::run(args, model, (text, asker), examples, &mut recording, quiet)?;
     if recording.n_positions == 0 {
@@ -125,12 +125,20 @@ fn record(
     Ok(recording.n_positions)
 }
 
-/// A model's name and type, for people.
-fn described(model: &ModelArgs) -> Result<String> {
-    let file = MappedFile::open(&model.model)?;
-    let gguf = Gguf::parse(&file).map_err(|e| e.at(&model.model))?;
-    let of = |key| gguf.opt_str(key).map(Option::unwrap_or_default);
-    Ok(format!("{} {}", of(general::NAME)?, of(general::RECIPE)?).trim().to_owned())
+/// A model's name and its types, for people: of two mmproj files beside a model the wrong one may have been found.
+fn described(model: &ModelArgs, text: &TextFile, examples: &[Example]) -> Result<String> {
+    let read = |path: &Path| -> Result<[String; 2]> {
+        let file = MappedFile::open(path)?;
+        let gguf = Gguf::parse(&file).map_err(|e| e.at(path))?;
+        let of = |key| gguf.opt_str(key).map(|text| text.unwrap_or_default().to_owned());
+        Ok([of(general::NAME)?, of(general::RECIPE)?])
+    };
+    let [name, recipe] = read(&model.model)?;
+    if examples.iter().all(|example| example.sources.is_empty()) {
+        return Ok(format!("{name} {recipe}"));
+    }
+    let [_, vision] = read(Mmproj::open(model, text)?.path())?;
+    Ok(format!("{name} {recipe}, vision {vision}"))
 }
 
 /// The errors of all tensors that are stored in another way than the reference's.
