@@ -99,3 +99,61 @@ fn numbers(file: &[u8], tensor: &TensorInfo) -> Result<Vec<f64>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of these tensors (name, extents, values), with `general.type` as given.
+    fn read(ty: &str, tensors: &[(&str, &[u64], &[f32])]) -> Result<Imatrix> {
+        let mut metadata = Metadata::default();
+        metadata.set(general::TYPE, ty);
+        metadata.set(key::CHUNK_COUNT, 7u32);
+        let spec = |(name, dims, _): &(&str, &[u64], &[f32])| {
+            let (name, dims) = (name.to_string(), dims.to_vec());
+            TensorSpec { name, dims, ty: GgmlType::F32 }
+        };
+        let layout = Layout::new(&metadata, &tensors.iter().map(spec).collect::<Vec<_>>(), DEFAULT_ALIGNMENT).unwrap();
+        let mut bytes = layout.header;
+        for ((.., values), (offset, _)) in tensors.iter().zip(&layout.places) {
+            bytes.resize(*offset as usize, 0);
+            bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        bytes.resize(layout.file_bytes as usize, 0);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        Imatrix::read(file.path())
+    }
+
+    /// As `llama-imatrix` writes it: sums of the inputs themselves too, and no dataset where none was named.
+    #[test]
+    fn files_of_other_tools_are_read() {
+        let sums: (&str, &[u64], &[f32]) = ("a.weight.in_sum2", &[2, 1], &[4.0, 9.0]);
+        let counts: (&str, &[u64], &[f32]) = ("a.weight.counts", &[1, 1], &[2.0]);
+        let found = read("imatrix", &[sums, counts, ("a.weight.in_sum", &[2, 1], &[-1.0, 3.0])]).unwrap();
+        assert_eq!(found.entry("a.weight"), Some(&Entry { sums: vec![4.0, 9.0], n_rows: 2 }));
+        assert_eq!((found.n_chunks, found.entries().len()), (7, 1));
+        let fails = |ty: &str, tensors: &[(&str, &[u64], &[f32])], part: &str| {
+            let error = read(ty, tensors).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        fails("model", &[sums, counts], "not an importance matrix");
+        fails("imatrix", &[sums], "\"a.weight.counts\" is missing");
+        fails("imatrix", &[counts], "knows no tensor");
+        let two: [(&str, &[u64], &[f32]); 2] =
+            [("a.weight.in_sum2", &[1, 2], &[4.0, 9.0]), ("a.weight.counts", &[1, 2], &[2.0, 1.0])];
+        fails("imatrix", &two, "sums for 2 matrices");
+        fails("imatrix", &[sums, ("a.weight.counts", &[1, 1], &[-2.0])], "expected 0 or more");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut imatrix =
+            Imatrix { datasets: vec!["a.jsonl".into()], n_chunks: 3, chunk_size: 5, ..Imatrix::default() };
+        imatrix.entries.insert("b".into(), Entry { sums: vec![1.5, 0.0, 2.0], n_rows: 9 });
+        imatrix.entries.insert("a".into(), Entry { sums: vec![0.25], n_rows: 1 });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        imatrix.write(file.as_file()).unwrap();
+        assert_eq!(Imatrix::read(file.path()).unwrap(), imatrix);
+    }
+}

@@ -52,7 +52,7 @@ fn against_oneself_nothing_is_lost() {
 #[test]
 fn more_bits_lose_less() {
     let dir = TempDir::new().unwrap();
-    let lines = heldout(45);
+    let lines = heldout(80);
     let (data, reference) = (data(dir.path(), &lines), tiny("f32", "f32").text);
     let of = |ty: &str, vision_type: &str| compared(&tiny(ty, vision_type).text, &reference, &data);
     let (q8, q4) = (of("q8_0", "q8_0"), of("q4_k_m", "q4_0"));
@@ -81,10 +81,19 @@ fn more_bits_lose_less() {
         let (a, b) = (error(&q8, name), error(&q4, name));
         assert!(1e-3 < a && a < 0.01 && 0.03 < b && b < 0.15, "{name}: {a} and {b}");
     }
-    let shown = run(quality(&tiny("q8_0", "q8_0").text, &data).arg("--reference").arg(&reference)).ok().out;
-    assert!(shown.contains("KL divergence, mean") && shown.contains(&format!("{n} examples")), "{shown}");
-    let markdown = run(quality(&tiny("q8_0", "q8_0").text, &data).arg("--reference").arg(&reference).arg("--markdown"));
-    assert!(markdown.ok().out.starts_with("| measure "));
+}
+
+#[test]
+fn tables_show_what_json_says() {
+    let dir = TempDir::new().unwrap();
+    let (data, model) = (data(dir.path(), &heldout(300)), tiny("q8_0", "q8_0").text);
+    let reference = tiny("f32", "f32").text;
+    let shown = |flag: &[&str]| run(quality(&model, &data).arg("--reference").arg(&reference).args(flag)).ok().out;
+    let text = shown(&[]);
+    let worst = text.lines().filter(|line| line.contains(" q8_0 ")).count();
+    assert!(text.contains("KL divergence, mean") && text.contains("4 examples") && worst == 5, "{text}");
+    let markdown = shown(&["--markdown", "--tensors"]);
+    assert!(markdown.starts_with("| measure ") && markdown.contains("| v.blk.5.ffn_up.weight "), "{markdown}");
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
