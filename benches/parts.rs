@@ -74,7 +74,7 @@ fn rows() {
     for ty in [GgmlType::F16, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::Q6_K] {
         let row_bytes = ty.row_bytes(N_PER_ROW as u64).expect("holds such rows") as usize;
         let mut stored = vec![0; 256 * row_bytes];
-        let time = median(|| quantize_rows(ty, black_box(&values), N_PER_ROW, &mut stored));
+        let time = median(|| quantize_rows(ty, black_box(&values), N_PER_ROW, None, &mut stored));
         report(&format!("quantise them to {ty}"), time, Some(copy));
         let mut row = vec![0.0; N_PER_ROW];
         let time =

@@ -31,7 +31,7 @@ pub fn run(args: &LoraArgs, interrupted: &AtomicBool) -> Result<()> {
     output::require_space(dir, layout.file_bytes)?;
     let (pool, progress) = (thread_pool(args.threads)?, progress_bar(args.quiet, layout.file_bytes));
     let file = output::temporary(dir)?;
-    let run = Run { weights: &weights, pool: &pool, progress: &progress, interrupted };
+    let run = Run { weights: &weights, pool: &pool, progress: &progress, importance: None, interrupted };
     write_file(&run, &plan, &layout, file.as_file(), &args.out)?;
     progress.finish_and_clear();
     output::publish(vec![(file, args.out.clone())], dir, existing)?;

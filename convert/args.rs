@@ -17,7 +17,7 @@ use crate::types::{FileType, element_type};
 /// checkpoint. Existing files are kept unless --force is given.
 /// MODEL.gguf, a text file made by this program with its mmproj beside it, is converted to other types.
 /// `qvl-convert lora` makes a file of a LoRA adapter instead (see qvl-convert lora --help).
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "qvl-convert", version)]
 pub struct Args {
     /// Directory with config.json and the weights, or a text GGUF
@@ -44,6 +44,15 @@ pub struct Args {
     /// Merge a LoRA adapter, a directory as PEFT saves it (repeatable); SCALE is how much of it [default: 1]
     #[arg(long, value_name = "DIR[=SCALE]", value_parser = parse_lora)]
     pub lora: Vec<Wanted>,
+    /// Importance matrix made by qvl imatrix (or llama-imatrix): what counts most is quantised best
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Measure on these examples (as for qvl quality) what quantising costs, and keep it in the text file
+    #[arg(long, value_name = "DATA.jsonl")]
+    pub report: Option<PathBuf>,
+    /// What --report compares with: an f16 model, or what qvl quality --write-reference wrote [default: a conversion to f16]
+    #[arg(long, value_name = "FILE", requires = "report")]
+    pub reference: Option<PathBuf>,
     /// Threads [default: all cores]
     #[arg(short = 'j', long, value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

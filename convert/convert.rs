@@ -14,10 +14,12 @@ use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
 use crate::config::{self, Config, square_root};
 use crate::execute::{Run, write_file};
+use crate::imatrix::Importance;
 use crate::lora::{self, Adapter, Weights};
 use crate::metadata::{self, About};
 use crate::output::{self, Existing};
 use crate::plan::{self, FilePlan, Plan, Request};
+use crate::quality::Comparison;
 use crate::report::{self, Done};
 use crate::requantise::{self, Pair};
 use crate::{generation, gptq, licence, naming, vocab};
@@ -56,7 +58,16 @@ fn requantise(args: &Args, interrupted: &AtomicBool) -> Result<()> {
             "--lora merges into a checkpoint's directory, not into a GGUF; qvl --lora applies it at run time",
         ));
     }
-    let Pair { weights, plan, metadata, written } = requantise::open(args)?;
+    if args.report.is_some() {
+        return Err(Error::usage(
+            "--report is for a checkpoint; qvl quality --save measures a pair and keeps the result",
+        ));
+    }
+    let Pair { weights, mut plan, mut metadata, written } = requantise::open(args)?;
+    let importance = importance(args, &mut plan)?;
+    if let Some(importance) = &importance {
+        metadata.iter_mut().for_each(|metadata| importance.record(metadata));
+    }
     if args.dry_run {
         return print_plan(args, &plan, None);
     }
@@ -68,7 +79,8 @@ fn requantise(args: &Args, interrupted: &AtomicBool) -> Result<()> {
     }
     notes(args, &plan);
     let layouts = [plan.text.layout(&metadata[0])?, plan.vision.layout(&metadata[1])?];
-    let done = write(args, &weights, &plan, (layouts, &written), interrupted)?;
+    let making = Making { args, weights: &weights, plan: &plan, importance: importance.as_ref(), interrupted };
+    let done = making.write((layouts, &written), None)?;
     print_done(args, Done { seconds: started.elapsed().as_secs_f64(), ..done }, &plan)
 }
 
@@ -131,8 +143,9 @@ fn open(args: &Args) -> Result<Opened> {
 fn dry_run(args: &Args) -> Result<(Plan, Inventory)> {
     let Opened { dir, mut config, name, adapters, .. } = open(args)?;
     let inventory = checkpoint::survey(&dir)?;
-    let plan = checked_plan(args, &mut config, &inventory, &name, &dir)?;
-    Ok((adapted(plan, &adapters)?, inventory))
+    let mut plan = adapted(checked_plan(args, &mut config, &inventory, &name, &dir)?, &adapters)?;
+    importance(args, &mut plan)?;
+    Ok((plan, inventory))
 }
 
 /// Converts. When it returns an error, nothing new stands under the final names.
@@ -140,10 +153,12 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     let started = Instant::now();
     let Opened { dir, mut config, checkpoint_name, name, adapters } = open(args)?;
     // Cheap refusals first: the configuration alone names the files.
+    let comparison = Comparison::asked(args)?;
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
-    let plan = adapted(checked_plan(args, &mut config, &inventory, &name, &dir)?, &adapters)?;
+    let mut plan = adapted(checked_plan(args, &mut config, &inventory, &name, &dir)?, &adapters)?;
+    let importance = importance(args, &mut plan)?;
     output::prepare(&args.out, &targets(&plan, &args.out), existing)?;
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
     let lora = adapters.iter().map(Adapter::summary).collect();
@@ -161,9 +176,18 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         checkpoint_name,
         name,
     };
-    let layouts = layouts(&dir, &config, &about, &plan)?;
-    let done = write(args, &weights, &plan, (layouts, &[Which::Text, Which::Vision]), interrupted)?;
+    let layouts = layouts(&dir, &config, &about, &plan, importance.as_ref())?;
+    let making = Making { args, weights: &weights, plan: &plan, importance: importance.as_ref(), interrupted };
+    let done = making.write((layouts, &[Which::Text, Which::Vision]), comparison.as_ref())?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
+}
+
+/// The importance matrix that was asked for, proven to be of the planned model; what it lacks becomes a note.
+fn importance(args: &Args, plan: &mut Plan) -> Result<Option<Importance>> {
+    let Some(path) = &args.imatrix else { return Ok(None) };
+    let mut importance = Importance::read(path)?;
+    plan.notes.extend(importance.fit(plan)?);
+    Ok(Some(importance))
 }
 
 fn plan(args: &Args, config: &Config, name: &str) -> Result<Plan> {
@@ -219,44 +243,65 @@ fn notes(args: &Args, plan: &Plan) {
 }
 
 /// Where everything will stand in the two files.
-fn layouts(dir: &Path, config: &Config, about: &About, plan: &Plan) -> Result<[Layout; 2]> {
+fn layouts(
+    dir: &Path,
+    config: &Config,
+    about: &About,
+    plan: &Plan,
+    importance: Option<&Importance>,
+) -> Result<[Layout; 2]> {
     let ranks = vocab::read(&dir.join("qwen.tiktoken"))?;
     let vocabulary = vocab::gguf_vocab(&ranks, config.text.n_vocab as usize)?;
-    let text = metadata::text(config, about, vocabulary, &plan.text)?;
-    let vision = metadata::vision(config, about, &plan.vision);
+    let mut text = metadata::text(config, about, vocabulary, &plan.text)?;
+    let mut vision = metadata::vision(config, about, &plan.vision);
+    if let Some(importance) = importance {
+        [&mut text, &mut vision].into_iter().for_each(|metadata| importance.record(metadata));
+    }
     Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
 }
 
-/// Writes those of the two files that are to be written, and names them when all are complete.
-fn write(
-    args: &Args,
-    weights: &Weights,
-    plan: &Plan,
-    (layouts, which): ([Layout; 2], &[Which]),
-    interrupted: &AtomicBool,
-) -> Result<Done> {
-    let n_bytes = [layouts[0].file_bytes, layouts[1].file_bytes];
-    let n_new = which.iter().map(|which| n_bytes[*which as usize]).sum();
-    output::require_space(&args.out, n_new)?;
-    let pool = thread_pool(args.threads)?;
-    let progress = progress_bar(args.quiet, n_new);
-    let run = Run { weights, pool: &pool, progress: &progress, interrupted };
-    let files = which.iter().map(|which| {
-        let (file, target) = (output::temporary(&args.out)?, which.target(plan, &args.out));
-        write_file(&run, which.plan(plan), &layouts[*which as usize], file.as_file(), &target)?;
-        Ok((file, target))
-    });
-    let files: Result<Vec<_>> = files.collect();
-    progress.finish_and_clear();
-    let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    output::publish(files?, &args.out, existing)?;
-    let [model, mmproj] = targets(plan, &args.out);
-    // A file that was not written is its own source, and as long as it was.
-    let size = |path: &Path| {
-        std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::other("cannot look").because(e).at(path))
-    };
-    let n_bytes = [size(&model)?, size(&mmproj)?];
-    Ok(Done { model, mmproj, n_bytes, seconds: 0.0 })
+/// A conversion whose files are being made.
+struct Making<'a> {
+    args: &'a Args,
+    weights: &'a Weights,
+    plan: &'a Plan,
+    importance: Option<&'a Importance>,
+    interrupted: &'a AtomicBool,
+}
+
+impl Making<'_> {
+    /// Writes those of the two files that are to be written, and names them when all are complete.
+    fn write(&self, (layouts, which): ([Layout; 2], &[Which]), comparison: Option<&Comparison>) -> Result<Done> {
+        let Making { args, weights, plan, importance, interrupted } = *self;
+        let n_new = which.iter().map(|which| layouts[*which as usize].file_bytes).sum();
+        output::require_space(&args.out, n_new)?;
+        let pool = thread_pool(args.threads)?;
+        let progress = progress_bar(args.quiet, n_new);
+        let run = Run { weights, pool: &pool, progress: &progress, importance, interrupted };
+        let files = which.iter().map(|which| {
+            let (file, target) = (output::temporary(&args.out)?, which.target(plan, &args.out));
+            write_file(&run, which.plan(plan), &layouts[*which as usize], file.as_file(), &target)?;
+            Ok((file, target))
+        });
+        let files: Result<Vec<_>> = files.collect();
+        progress.finish_and_clear();
+        let files = files?;
+        let quality = match (comparison, files.as_slice()) {
+            (Some(comparison), [(text, _), (mmproj, _)]) => {
+                Some(comparison.run(args, [text.path(), mmproj.path()], interrupted)?)
+            }
+            _ => None,
+        };
+        let existing = if args.force { Existing::Replace } else { Existing::Keep };
+        output::publish(files, &args.out, existing)?;
+        let [model, mmproj] = targets(plan, &args.out);
+        // A file that was not written is its own source, and as long as it was; one with a report is longer than planned.
+        let size = |path: &Path| {
+            std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::other("cannot look").because(e).at(path))
+        };
+        let n_bytes = [size(&model)?, size(&mmproj)?];
+        Ok(Done { model, mmproj, n_bytes, quality, seconds: 0.0 })
+    }
 }
 
 /// Threads to make blocks with: as many as told, else as there are cores.

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::encode::encode;
 use crate::gptq;
+use crate::imatrix::Importance;
 use crate::lora::Weights;
 use crate::plan::{FilePlan, PlannedTensor};
 use crate::produce::{is_whole, produce};
@@ -30,6 +31,8 @@ pub struct Run<'a> {
     pub pool: &'a rayon::ThreadPool,
     /// Counts bytes written.
     pub progress: &'a ProgressBar,
+    /// How much columns count, if somebody measured it.
+    pub importance: Option<&'a Importance>,
     /// Set to stop early.
     pub interrupted: &'a AtomicBool,
 }
@@ -93,7 +96,8 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
             if tensor.padding > 0 {
                 values = recipe::pad_rows(&values, tensor.row_length() as usize, tensor.padding as usize);
             }
-            encode(tensor.ty, &values, tensor.dims[0] as usize, &tensor.name)?
+            let importance = run.importance.and_then(|importance| importance.of(&tensor.name));
+            encode(tensor.ty, &values, tensor.dims[0] as usize, importance, &tensor.name)?
         }
     };
     let offset = (block.first == 0).then(|| layout.places[block.tensor].0);

@@ -18,6 +18,8 @@ pub struct Done {
     pub mmproj: PathBuf,
     /// Sizes of the two files in bytes.
     pub n_bytes: [u64; 2],
+    /// What `--report` measured.
+    pub quality: Option<Value>,
     /// Wall time in seconds.
     pub seconds: f64,
 }
@@ -136,16 +138,22 @@ pub fn done_json(done: &Done, plan: &Plan) -> Value {
         "mmproj_types": types_json(&plan.vision),
         "fallbacks": plan.text.fallbacks().chain(plan.vision.fallbacks()).count(),
         "notes": plan.notes,
+        "quality": done.quality,
     })
 }
 
 /// The result for people: the two paths and what to type next.
 pub fn done_text(done: &Done) -> String {
     let line = |path: &Path, n_bytes| format!("{}  {}", path.display(), bytes_text(n_bytes));
+    let number = |pointer: &str| done.quality.as_ref().and_then(|q| q.pointer(pointer)).and_then(Value::as_f64);
+    let quality = number("/kl/mean").zip(number("/top1_agreement")).map(|(kl, same)| {
+        format!("against the reference: KL divergence {kl:.5}, same most likely token {:.2} %\n", 100.0 * same)
+    });
     format!(
-        "{}\n{}\ntry: qvl ask -m {} -i photo.jpg \"What is in this picture?\"",
+        "{}\n{}\n{}try: qvl ask -m {} -i photo.jpg \"What is in this picture?\"",
         line(&done.model, done.n_bytes[0]),
         line(&done.mmproj, done.n_bytes[1]),
+        quality.unwrap_or_default(),
         shell_word(&done.model.to_string_lossy())
     )
 }

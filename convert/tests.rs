@@ -188,9 +188,9 @@ fn every_type_has_ggmls_blocks() {
                 let n = dims[0] as usize;
                 let mut expect = vec![0u8; bytes.len()];
                 if ty.is_quantised() {
-                    ggml::quantize_rows(ty, &values, n, &mut expect);
+                    ggml::quantize_rows(ty, &values, n, None, &mut expect);
                 } else {
-                    expect = encode(ty, &values, n, &name).unwrap();
+                    expect = encode(ty, &values, n, None, &name).unwrap();
                 }
                 assert!(bytes == expect, "{asked}: {name} as {ty}");
             }

@@ -23,6 +23,8 @@ pub mod grammar;
 pub mod ggml;
 pub mod llama;
 
+pub mod imatrix;
+
 pub mod image;
 pub mod vision;
 
@@ -38,3 +40,4 @@ pub mod conversation;
 
 pub mod grounding;
 pub mod memory;
+pub mod quality;

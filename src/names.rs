@@ -95,6 +95,90 @@ pub mod adapter {
     pub const B: &str = ".lora_b";
 }
 
+/// Importance matrices: their file, and what a file that was quantised with one says of it. All llama.cpp's names.
+pub mod imatrix {
+    /// `general.type` of the file.
+    pub const TYPE: &str = "imatrix";
+    /// What was read, strings.
+    pub const DATASETS: &str = "imatrix.datasets";
+    /// Texts that were read, u32.
+    pub const CHUNK_COUNT: &str = "imatrix.chunk_count";
+    /// Positions of such a text, u32.
+    pub const CHUNK_SIZE: &str = "imatrix.chunk_size";
+    /// Follows a weight's name: sums of squares, `[ne0 of the weight, 1]`.
+    pub const SUMS: &str = ".in_sum2";
+    /// Follows a weight's name: rows that were summed up, `[1, 1]`.
+    pub const COUNTS: &str = ".counts";
+    /// The file, string.
+    pub const USED_FILE: &str = "quantize.imatrix.file";
+    /// The first of its datasets, string.
+    pub const USED_DATASET: &str = "quantize.imatrix.dataset";
+    /// Weights that it knows, u32.
+    pub const USED_ENTRIES: &str = "quantize.imatrix.entries_count";
+    /// Texts that it was made from, u32.
+    pub const USED_CHUNKS: &str = "quantize.imatrix.chunks_count";
+    /// The four that a model's file may have.
+    pub const USED: [&str; 4] = [USED_FILE, USED_DATASET, USED_ENTRIES, USED_CHUNKS];
+}
+
+/// What `qvl quality --save` measured, in the text file.
+pub mod quality {
+    /// Name and types of the reference, string.
+    pub const REFERENCE: &str = "qvl.quality.reference";
+    /// Name of the file of examples, string.
+    pub const DATA: &str = "qvl.quality.data";
+    /// Examples, u32.
+    pub const EXAMPLES: &str = "qvl.quality.examples";
+    /// Positions of their answers, u32.
+    pub const POSITIONS: &str = "qvl.quality.positions";
+    /// Mean KL divergence of the next token from the reference, nats, f32.
+    pub const KL_MEAN: &str = "qvl.quality.kl_mean";
+    /// What 99 % of the positions do not exceed, nats, f32.
+    pub const KL_P99: &str = "qvl.quality.kl_p99";
+    /// Share of positions with the same most likely token, f32.
+    pub const TOP1_AGREEMENT: &str = "qvl.quality.top1_agreement";
+    /// Perplexity of the answers, f32.
+    pub const PERPLEXITY: &str = "qvl.quality.perplexity";
+    /// The reference's, f32.
+    pub const REFERENCE_PERPLEXITY: &str = "qvl.quality.reference_perplexity";
+    /// Mean cosine of the pictures' embeddings (of the mmproj that was used), f32.
+    pub const EMBEDDING_COSINE: &str = "qvl.quality.embedding_cosine";
+    /// Mean intersection over union of boxes with the expected ones, f32.
+    pub const BOX_IOU: &str = "qvl.quality.box_iou";
+}
+
+/// References that `qvl quality` compares with: a GGUF file of our own form.
+pub mod reference {
+    /// `general.type` of the file.
+    pub const TYPE: &str = "qvl-reference";
+    /// SHA-256 over all tensors' data in file order, hex.
+    pub const CHECKSUM: &str = "qvl.reference.checksum";
+    /// Name and types of the model that made it, for people.
+    pub const MODEL: &str = "qvl.reference.model";
+    /// SHA-256 of its vocabulary, hex.
+    pub const VOCABULARY: &str = "qvl.reference.vocabulary";
+    /// SHA-256 of the examples, hex.
+    pub const DATA: &str = "qvl.reference.data";
+    /// SHA-256 of each picture's pixels, hex.
+    pub const PICTURES: &str = "qvl.reference.pictures";
+    /// The model's own greedy answer to each example, strings.
+    pub const ANSWERS: &str = "qvl.reference.answers";
+    /// Positions of each example's answer, `[examples]`, i32.
+    pub const LENGTHS: &str = "lengths";
+    /// Token that follows at each position, `[positions]`, i32.
+    pub const TARGETS: &str = "targets";
+    /// Its log-probability, `[positions]`, f32.
+    pub const TARGET_LOGPROBS: &str = "target_logprobs";
+    /// Most likely tokens of each position, `[k, positions]`, i32.
+    pub const IDS: &str = "ids";
+    /// Their log-probabilities, `[k, positions]`, f32.
+    pub const LOGPROBS: &str = "logprobs";
+    /// Log-probability of any other token, `[positions]`, f32.
+    pub const REST: &str = "rest";
+    /// Embeddings, `[d_out, n_queries, pictures]`, f16.
+    pub const EMBEDDINGS: &str = "embeddings";
+}
+
 /// Metadata keys of the vocabulary, llama.cpp's names.
 pub mod vocab {
     /// `gpt2`: byte-level BPE.

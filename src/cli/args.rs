@@ -35,6 +35,10 @@ pub enum Command {
     Detect(DetectArgs),
     /// Answer many questions: a JSONL file or a directory of pictures in, a JSONL file out, resumable
     Batch(BatchArgs),
+    /// Measure which columns of the weights count most, on examples with pictures, for qvl-convert --imatrix
+    Imatrix(ImatrixArgs),
+    /// Measure what quantising cost, on examples with pictures, against a reference
+    Quality(QualityArgs),
     /// Write the numbers inside (pixels, embeddings, logits) as safetensors
     Trace(TraceArgs),
     /// Turn text into token ids and back: JSON lines in, JSON lines out
@@ -60,7 +64,7 @@ impl Command {
     /// Whether it passes over a model's weights.
     pub fn computes(&self) -> bool {
         use Command::*;
-        matches!(self, Ask(_) | Chat(_) | Detect(_) | Batch(_) | Trace(_) | Bench(_))
+        matches!(self, Ask(_) | Chat(_) | Detect(_) | Batch(_) | Trace(_) | Imatrix(_) | Quality(_) | Bench(_))
     }
 }
 
@@ -196,6 +200,81 @@ pub struct BatchArgs {
     #[arg(long)]
     pub retry_errors: bool,
     /// Complete the prompts as they stand; all special tokens count, <img>PATH</img> loads PATH
+    #[arg(long)]
+    pub raw: bool,
+    /// Take pixels as they are stored, ignoring the EXIF orientation (as the reference does)
+    #[arg(long)]
+    pub no_auto_orient: bool,
+}
+
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct ImatrixArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where to write
+    #[arg(short, long, value_name = "IMATRIX.gguf")]
+    pub output: PathBuf,
+    /// Print one JSON object about it
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct QualityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// What to compare with: a text GGUF of the same model (f16, f32), or what --write-reference wrote
+    #[arg(long, value_name = "FILE", required_unless_present = "write_reference")]
+    pub reference: Option<PathBuf>,
+    /// Vision GGUF of the reference (default: the mmproj-*.gguf beside it that belongs to it)
+    #[arg(long, value_name = "FILE", requires = "reference")]
+    pub reference_mmproj: Option<PathBuf>,
+    /// Run the model as a reference, and write what it says for comparisons to come
+    #[arg(long, value_name = "FILE.qvlref", conflicts_with_all = ["reference", "save", "markdown"])]
+    pub write_reference: Option<PathBuf>,
+    /// Most likely tokens of each position that a reference keeps the probabilities of
+    #[arg(long, value_name = "K", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub keep: u16,
+    /// Tokens of an answer at most
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", default_value_t = 128)]
+    pub predict: usize,
+    /// Write the result into the model's metadata (the file is copied and replaced when complete)
+    #[arg(long)]
+    pub save: bool,
+    /// List the errors of all tensors, not only of the worst
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "markdown")]
+    pub json: bool,
+    /// Print Markdown
+    #[arg(long)]
+    pub markdown: bool,
+}
+
+/// Examples that a model reads.
+#[derive(Args)]
+pub struct DataArgs {
+    /// Examples, a JSON object a line: {"image" or "images", "prompt", "answer"}, as for batch; the answer may be missing
+    #[arg(value_name = "DATA.jsonl")]
+    pub data: PathBuf,
+    /// The question about every picture of a directory, and of lines that have none
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// System message of the chat format [-sys]
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Read the prompts as they stand; all special tokens count, <img>PATH</img> loads PATH
     #[arg(long)]
     pub raw: bool,
     /// Take pixels as they are stored, ignoring the EXIF orientation (as the reference does)

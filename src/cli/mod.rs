@@ -12,6 +12,8 @@ mod cache;
 mod chat;
 mod detect;
 mod doctor;
+mod examples;
+mod imatrix;
 mod inspect;
 mod keep;
 mod manual;
@@ -19,9 +21,11 @@ mod once;
 mod output;
 mod pipeline;
 mod plan;
+mod quality;
 mod room;
 mod see;
 mod structure;
+mod table;
 mod tokenize;
 mod trace;
 
@@ -68,6 +72,8 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args, cli.quiet),
         Command::Detect(args) => detect::run(&args, cli.quiet),
         Command::Batch(args) => batch::run(&args, cli.quiet),
+        Command::Imatrix(args) => imatrix::run(&args, cli.quiet),
+        Command::Quality(args) => quality::run(&args, cli.quiet),
         Command::Trace(args) => trace::run(&args, cli.quiet),
         Command::Tokenize(args) => tokenize::run_file(&args.model),
         Command::Inspect(args) => inspect::run(&args),

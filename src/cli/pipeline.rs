@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use qvl::cache::MmprojId;
 use qvl::error::{Error, Result};
-use qvl::ggml::Backend;
+use qvl::ggml::{Backend, WatchFn};
 use qvl::gguf::Gguf;
 use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
@@ -130,6 +130,20 @@ impl Mmproj {
             Ok(())
         })?;
         Ok(())
+    }
+
+    /// Encodes a picture, showing what each weight is multiplied with to `watch`.
+    pub fn watch(
+        &self,
+        picture: &Picture,
+        args: &ContextArgs,
+        quiet: bool,
+        watch: &mut WatchFn,
+    ) -> Result<ImageEmbedding> {
+        let one = std::slice::from_ref(picture);
+        let mut seen =
+            self.each(one, args, quiet, |vision, backend, pixels, kind| vision.watch(backend, &pixels, kind, watch))?;
+        seen.pop().ok_or_else(|| Error::other("a picture got lost"))
     }
 
     /// Encodes every picture, keeping values from inside.

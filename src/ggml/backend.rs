@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Something that computes graphs; for now the CPU.
 pub struct Backend<'a> {
-    ptr: NonNull<sys::ggml_backend>,
+    pub(super) ptr: NonNull<sys::ggml_backend>,
     stop: PhantomData<&'a AtomicBool>,
 }
 

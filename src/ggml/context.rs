@@ -234,6 +234,10 @@ impl<'c> FileBuffer<'c, '_> {
         let ptr = unsafe {
             let t = sys::ggml_new_tensor(self.context.c(), c_type(info.ty), ne.len() as i32, ne.as_ptr());
             assert_eq!(sys::ggml_nbytes(t), bytes.len(), "ggml's tensor size");
+            // At most 63 bytes, as ggml's own buffer holds; a longer one would be cut, not overrun.
+            if let Ok(name) = std::ffi::CString::new(info.name.as_str()) {
+                sys::ggml_set_name(t, name.as_ptr());
+            }
             sys::ggml_backend_tensor_alloc(self.buffer, t, bytes.as_ptr().cast_mut().cast());
             t
         };

@@ -10,6 +10,7 @@ mod backend;
 mod context;
 mod cpu;
 mod quantize;
+mod watch;
 
 pub(crate) use backend::is_set;
 pub use backend::{Allocated, Backend};
@@ -17,3 +18,5 @@ pub use context::{Context, Graph, Tensor};
 pub use cpu::{SimdFeature, simd_features};
 pub(crate) use quantize::c_type;
 pub use quantize::{dequantize_row, first_not_finite, quantize_rows};
+pub use watch::{WatchFn, WeightInput};
+pub(crate) use watch::{is_weight_product, show};

@@ -9,17 +9,20 @@ pub(crate) fn c_type(ty: GgmlType) -> sys::ggml_type {
     ty.id() as sys::ggml_type
 }
 
-/// Quantises `values`, whole rows of `n_per_row` values, into `out` (rows × row bytes). Cost: one pass, no allocation
+/// Quantises `values`, whole rows of `n_per_row` values, into `out` (rows × row bytes). `importance`, one positive number a
+/// column, says whose errors count how much; only ratios matter, and q8_0 does not look at it. Cost: one pass, no allocation
 /// to speak of; safe to call from several threads.
 ///
 /// # Panics
 /// If the lengths do not fit together or the type cannot hold such rows: plans prove both before anything is executed.
-pub fn quantize_rows(ty: GgmlType, values: &[f32], n_per_row: usize, out: &mut [u8]) {
+pub fn quantize_rows(ty: GgmlType, values: &[f32], n_per_row: usize, importance: Option<&[f32]>, out: &mut [u8]) {
     let row_bytes = ty.row_bytes(n_per_row as u64).unwrap_or(0) as usize;
     assert!(n_per_row > 0 && values.len().is_multiple_of(n_per_row), "whole rows");
     let n_rows = values.len() / n_per_row;
     assert!(row_bytes > 0 && out.len() == n_rows * row_bytes, "room for the rows");
-    // SAFETY: `values` holds n_rows × n_per_row floats and `out` n_rows × row_bytes bytes (asserted above); the types
+    assert!(importance.is_none_or(|weights| weights.len() == n_per_row), "a number a column");
+    // SAFETY: `values` holds n_rows × n_per_row floats, `importance` n_per_row if it is there, and `out` n_rows × row_bytes
+    // bytes (asserted above); the types
     // that this project writes need no importance matrix and no initialisation (ggml_quantize_init builds tables for
     // the 1- to 3-bit IQ types only, which `GgmlType` does not have).
     let written = unsafe {
@@ -30,7 +33,7 @@ pub fn quantize_rows(ty: GgmlType, values: &[f32], n_per_row: usize, out: &mut [
             0,
             n_rows as i64,
             n_per_row as i64,
-            std::ptr::null(),
+            importance.map_or(std::ptr::null(), <[f32]>::as_ptr),
         )
     };
     assert_eq!(written, out.len(), "ggml's row size");

@@ -3,10 +3,12 @@
 //! Source: the GGUF specification in ggml's `docs/gguf.md`.
 
 mod reader;
+mod rewrite;
 mod value;
 mod writer;
 
 pub use reader::{Gguf, TensorInfo};
+pub use rewrite::rewrite;
 pub use value::{Array, Value, ValueType};
 pub use writer::{Layout, Metadata, TensorSpec};
 

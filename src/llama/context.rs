@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 
-use super::rotation::{Hook, NO_ROTATION, RotatedRows, after_rope};
+use super::rotation::{Hook, NO_ROTATION, RotatedRows, at_node};
 use super::state::{Shape, prove};
 use super::{Model, log};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ggml::{c_type, is_set};
+use crate::ggml::{WatchFn, c_type, is_set};
 use crate::quant::GgmlType;
 
 /// Whether attention is fused.
@@ -132,7 +132,7 @@ impl<'m> Context<'m> {
         c.rope_freq_scale = NO_ROTATION;
         c.yarn_ext_factor = 0.0;
         c.yarn_attn_factor = 1.0;
-        c.cb_eval = Some(after_rope);
+        c.cb_eval = Some(at_node);
         c.cb_eval_user_data = hook.cast();
         c.abort_callback = Some(is_set);
         c.abort_callback_data = std::ptr::from_ref(stop).cast_mut().cast();
@@ -172,6 +172,13 @@ impl<'m> Context<'m> {
     pub fn set_rotation(&mut self, rotate: impl FnMut(RotatedRows<'_>) + 'static) {
         // SAFETY: the hook lives as long as the context; no computation is running, since `self` is borrowed mutably.
         unsafe { (*self.hook).rotate = Box::new(rotate) };
+    }
+
+    /// Shows what each weight is multiplied with to `watch`, in what is decoded from now on. The output matrix is among them.
+    /// Cost: a stop at each weight.
+    pub fn watch(&mut self, watch: Box<WatchFn>) {
+        // SAFETY: as in `set_rotation`.
+        unsafe { (*self.hook).watch = Some(watch) };
     }
 
     /// Reads a batch, one pass over the weights each n_ubatch entries. Logits of the wanted entries are readable until the

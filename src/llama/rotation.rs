@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_void};
 use llama_cpp_sys_2 as sys;
 
 use super::stream::Stream;
+use crate::ggml::{WatchFn, is_weight_product, show};
 
 /// Makes ggml's own rotation the identity in f32 (every angle is below 1e-25), without the 0 that means "default".
 ///
@@ -36,6 +37,8 @@ type RotateFn = dyn FnMut(RotatedRows<'_>);
 /// What the callback holds between nodes.
 pub(super) struct Hook {
     pub(super) rotate: Box<RotateFn>,
+    /// Sees what weights are multiplied with, if anybody asked for that.
+    pub(super) watch: Option<Box<WatchFn>>,
     /// The model's, which outlives the context.
     pub(super) stream: *const Stream,
     positions: Vec<i32>,
@@ -46,19 +49,30 @@ pub(super) struct Hook {
 
 impl Hook {
     pub(super) fn new(stream: *const Stream, rotate: impl FnMut(RotatedRows<'_>) + 'static) -> Self {
-        Hook { rotate: Box::new(rotate), stream, positions: Vec::new(), copy: Vec::new(), n_seen: 0 }
+        Hook { rotate: Box::new(rotate), watch: None, stream, positions: Vec::new(), copy: Vec::new(), n_seen: 0 }
     }
 }
 
-/// The scheduler's evaluation callback: asks to see each rotary node and rotates its rows once they are computed.
+/// The scheduler's evaluation callback: asks to see each rotary node and rotates its rows once they are computed; and each
+/// product with a weight where its input is watched.
 ///
 /// # Safety
 /// Called by ggml's scheduler with a valid node and the `Hook` that was installed.
-pub(super) unsafe extern "C" fn after_rope(node: *mut sys::ggml_tensor, ask: bool, hook: *mut c_void) -> bool {
+pub(super) unsafe extern "C" fn at_node(node: *mut sys::ggml_tensor, ask: bool, hook: *mut c_void) -> bool {
     // SAFETY: by this function's contract.
     let node_ref = unsafe { &*node };
     if node_ref.op != sys::GGML_OP_ROPE {
-        return !ask;
+        // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
+        let Hook { watch, copy, .. } = unsafe { &mut *hook.cast::<Hook>() };
+        return match watch {
+            Some(watch) if is_weight_product(node_ref) => {
+                if !ask {
+                    show(node_ref, copy, watch.as_mut());
+                }
+                true
+            }
+            _ => !ask,
+        };
     }
     if ask {
         return true;

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
+use crate::ggml::WatchFn;
 use crate::llama::{self, ContextParams, Decoded, Entry, FlashAttention, Model, Output};
 use crate::prompt::Prompt;
 use crate::quant::GgmlType;
@@ -182,6 +183,24 @@ impl<'m> Session<'m> {
             }
         }
         Ok(())
+    }
+
+    /// Reads more tokens after what was read, handing the logits of every one to `row` in order. Errors: kind usage when the
+    /// context is full.
+    pub fn push_all(&mut self, ids: &[TokenId], mut row: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let places: Vec<Place> = ids.iter().map(|id| Place::Token(*id)).collect();
+        for batch in places.chunks(self.n_batch().min(self.settings.n_outputs)) {
+            self.feed(batch, Outputs::All)?;
+            for index in 0..batch.len() {
+                row(sound(self.context.logits(index).ok_or_else(|| Error::other("llama.cpp kept no logits"))?)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what each weight is multiplied with to `watch`, in what is read from now on.
+    pub fn watch(&mut self, watch: Box<WatchFn>) {
+        self.context.watch(watch);
     }
 
     /// Reads one more token. Errors: kind usage when the context is full.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo, Value, ValueType};
-use crate::names::{text as key, text_tensor as name, vocab};
+use crate::names::{imatrix, text as key, text_tensor as name, vocab};
 use crate::quant::GgmlType;
 
 use super::TextHparams;
@@ -41,7 +41,8 @@ const CPU_ALIGNMENT: u64 = 32;
 pub fn check(gguf: &Gguf, h: &TextHparams) -> Result<()> {
     for (key, _) in gguf.metadata() {
         let group = key.starts_with("qwen.") || key.starts_with("tokenizer.");
-        let refused = REFUSED_PREFIXES.iter().any(|p| key.starts_with(p));
+        let is_note = imatrix::USED.contains(&key.as_str());
+        let refused = !is_note && REFUSED_PREFIXES.iter().any(|p| key.starts_with(p));
         if refused || (group && !KNOWN_KEYS.contains(&key.as_str())) {
             return Err(Error::model(format!("metadata key {key} is not part of a Qwen-VL text model")));
         }

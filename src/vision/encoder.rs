@@ -1,7 +1,7 @@
 //! One picture through the whole tower.
 
 use crate::error::{Error, Result};
-use crate::ggml::{Backend, Context, Tensor};
+use crate::ggml::{Backend, Context, Tensor, WatchFn};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::image::PixelValues;
 
@@ -89,6 +89,21 @@ impl<'d> VisionModel<'d> {
         Ok((embedding, taps))
     }
 
+    /// As [`encode`](Self::encode), showing what each weight is multiplied with to `watch`. The patch embedding, which is never
+    /// quantised, is not among them.
+    pub fn watch(
+        &self,
+        backend: &Backend<'_>,
+        pixels: &PixelValues,
+        kind: Attention,
+        watch: &mut WatchFn,
+    ) -> Result<ImageEmbedding> {
+        let c = self.context()?;
+        let Nodes { patches, output, .. } = self.build(&c, kind)?;
+        let values = to_patches(pixels, self.hparams.patch_size);
+        self.embedding(backend.compute_watched(c.graph(&[output]), (patches, &values), output, watch)?)
+    }
+
     /// Bytes of the compute buffer that [`encode`](Self::encode) allocates. Touches no weight.
     pub fn compute_bytes(&self, backend: &Backend<'_>, kind: Attention) -> Result<u64> {
         let c = self.context()?;
@@ -142,14 +157,18 @@ impl<'d> VisionModel<'d> {
             let values = |(name, t): (String, Tensor<'_>)| (name, t.dims()[1], t.dims()[0], graph.get(t));
             taps.tensors = named.into_iter().map(values).collect();
         }
-        let data = graph.get(output);
+        self.embedding(graph.get(output))
+    }
+
+    /// Errors (kind model): the values are not finite.
+    fn embedding(&self, data: Vec<f32>) -> Result<ImageEmbedding> {
         if !data.iter().all(|x| x.is_finite()) {
             return Err(Error::model(
                 "the embedding of the picture is not finite: the mmproj's weights are damaged or too large \
                  (see qvl inspect --verify)",
             ));
         }
-        Ok(ImageEmbedding { n_queries: h.n_queries, d_out: h.d_out, data })
+        Ok(ImageEmbedding { n_queries: self.hparams.n_queries, d_out: self.hparams.d_out, data })
     }
 }
 

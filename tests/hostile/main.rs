@@ -11,6 +11,7 @@ mod gptq;
 mod gptq_files;
 mod grammars;
 mod headers;
+mod measures;
 mod mutations;
 mod pairs;
 mod pictures;

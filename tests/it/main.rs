@@ -106,6 +106,15 @@ mod batch;
 /// Sessions of the library: nothing is read twice, and together is as alone.
 mod sessions;
 
+/// Examples for the next two.
+mod examples;
+
+/// `qvl imatrix` and `qvl-convert --imatrix`: what is summed is what is read, and it makes better files.
+mod imatrix;
+
+/// `qvl quality`: what quantising cost.
+mod quality;
+
 /// `qvl tokenize`: a line for a line.
 mod tokenize;
 

@@ -3,11 +3,13 @@
 use crate::programs::{qvl, run};
 
 /// Subcommands that are promised.
-const SUBCOMMANDS: [&str; 12] = [
+const SUBCOMMANDS: [&str; 14] = [
     "ask",
     "chat",
     "detect",
     "batch",
+    "imatrix",
+    "quality",
     "trace",
     "tokenize",
     "inspect",

@@ -94,7 +94,7 @@ fn check_blocks(found: &Path, exact: &Path) -> Vec<GgmlType> {
             values.resize(values.len().next_multiple_of(n_per_row), 0.0);
         }
         let mut expect = vec![0; tensor.n_bytes as usize];
-        quantize_rows(tensor.ty, &values, n_per_row, &mut expect);
+        quantize_rows(tensor.ty, &values, n_per_row, None, &mut expect);
         assert!(tensor.bytes(&found.bytes) == expect, "{} {}: blocks differ from ggml's", tensor.name, tensor.ty);
         check_values(tensor.ty, &expect, &values, n_per_row, &tensor.name);
         types.push(tensor.ty);

@@ -27,6 +27,8 @@ pub struct Item {
     pub regions: Vec<Selection>,
     /// What this item asks of the generation, beside the command line.
     pub wishes: Wishes,
+    /// What the answer should be, where somebody knows. Of no concern to a batch, whatever stands there.
+    pub answer: Option<Value>,
 }
 
 /// Settings that a line may change for itself; they beat the command line's.
@@ -53,6 +55,7 @@ struct Line {
     #[serde(alias = "question")]
     prompt: Option<String>,
     region: Option<Value>,
+    answer: Option<Value>,
     #[serde(flatten)]
     wishes: Wishes,
 }
@@ -153,7 +156,8 @@ impl Items {
                 let id = Value::from(path.file_name().unwrap_or_default().to_string_lossy());
                 let prompt = self.prompt.clone().unwrap_or_default();
                 let images = vec![ImageSource::Path(path)];
-                let item = Item { id: id.clone(), images, prompt, regions: Vec::new(), wishes: Wishes::default() };
+                let (regions, wishes) = (Vec::new(), Wishes::default());
+                let item = Item { id: id.clone(), images, prompt, regions, wishes, answer: None };
                 (id, Ok(item))
             })),
             Source::Lines { lines, path, n_lines } => loop {
@@ -224,7 +228,7 @@ fn item(bytes: &[u8], number: usize, dir: &Path, prompt: Option<&str>) -> Named 
     if !temp_is_sound {
         return (id, Err(wrong("its temp is not a number from 0 to 100".to_owned())));
     }
-    (id.clone(), Ok(Item { id, images, prompt, regions, wishes: line.wishes }))
+    (id.clone(), Ok(Item { id, images, prompt, regions, wishes: line.wishes, answer: line.answer }))
 }
 
 fn is_name(id: &Value) -> bool {

@@ -4,7 +4,7 @@ mod input;
 mod journal;
 mod work;
 
-pub use input::Shard;
+pub use input::{Item, Items, Shard};
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,6 @@ use super::args::BatchArgs;
 use super::ask::prompt_file;
 use super::{STOP, pipeline, print_error};
 
-use input::Items;
 use journal::{Failed, Journal};
 use work::Worker;
 
@@ -102,7 +101,8 @@ impl Report {
     }
 }
 
-fn progress(n: u64, quiet: bool) -> ProgressBar {
+/// A bar over items, on a terminal.
+pub fn progress(n: u64, quiet: bool) -> ProgressBar {
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(n) };
     let template = "{wide_bar} {pos}/{len}, {per_sec}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -117,7 +117,7 @@ fn progress(n: u64, quiet: bool) -> ProgressBar {
 }
 
 /// Errors (kind interrupted): the user asked to stop.
-fn go_on() -> Result<()> {
+pub fn go_on() -> Result<()> {
     match STOP.load(std::sync::atomic::Ordering::Relaxed) {
         true => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
         false => Ok(()),

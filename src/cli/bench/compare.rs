@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::machine::ModelFile;
 use super::report::{Files, Report, Row};
 use super::show;
-use super::table::{Side, Table};
+use crate::cli::table::{Side, Table};
 
 /// Two results, line by line.
 pub struct Comparison {

@@ -9,7 +9,6 @@ mod plan;
 mod processes;
 mod report;
 mod show;
-mod table;
 mod watch;
 
 use std::io::Write;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::machine::{Machine, cores};
 use super::plan;
 use super::report::{Report, Row, Unit};
-use super::table::{Side, Table};
+use crate::cli::table::{Side, Table};
 
 /// A number with its unit, for people.
 pub fn number(value: f64, unit: Unit) -> String {
