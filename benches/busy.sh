@@ -32,7 +32,7 @@ for _ in $(seq "$rounds"); do
     while :; do :; done & busy=$!
     state=busy all
     kill "$busy"; wait "$busy" 2>/dev/null || true; busy=
-done | tee /dev/stderr | sort | awk '
+done | tee >(cat >&2) | sort | awk '
     { key = $1 " " $2; values[key] = values[key] " " $3; names[$2] = 1 }
     function median(text,  v, n) { n = split(text, v, " "); asort_(v, n); return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2 }
     function asort_(v, n,  i, j, t) { for (i = 2; i <= n; i++) for (j = i; j > 1 && v[j - 1] + 0 > v[j] + 0; j--) { t = v[j]; v[j] = v[j - 1]; v[j - 1] = t } }

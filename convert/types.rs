@@ -1,6 +1,7 @@
 //! The types that can be asked for, and which element type each tensor gets from one.
 //!
-//! The mixes are those of llama.cpp's `llama-quant.cpp` for a dense model with fused q/k/v and no importance matrix.
+//! The mixes are those of llama.cpp's `llama-quant.cpp` for a dense model without importance matrix, fused q/k/v as its branch for
+//! them has it. Newer versions of it take the branch for values first, and mix 4 and 6 bits there instead of 5 throughout.
 
 use std::fmt;
 
