@@ -60,7 +60,7 @@ fn json_says_what_was_measured_and_on_what() {
         (&json!("q4_k_m"), &json!("q8_0"))
     );
     let settings = &result["settings"];
-    assert_eq!((&settings["threads"], &settings["repack"]), (&json!(1), &json!("off")));
+    assert_eq!((&settings["threads"], &settings["repack"]), (&json!(1), &json!("auto")));
     assert_eq!((&settings["answer_tokens"], &settings["pictures"]), (&json!(3), &json!(["640 x 480"])));
     let machine = &result["machine"];
     assert!(machine["cpu"].as_str().is_some_and(|name| !name.is_empty()));
