@@ -8,7 +8,7 @@ use std::path::Path;
 
 use qvl::error::{Error, Result};
 use qvl::gguf::Metadata;
-use qvl::imatrix::Imatrix;
+use qvl::imatrix::{Imatrix, SMALLEST};
 use qvl::names::{imatrix as key, text_tensor};
 use qvl::quant::GgmlType;
 
@@ -50,15 +50,15 @@ impl Importance {
             };
             let expected = tensor.row_length() as usize;
             let padding = importance.as_deref().and_then(|values| values.get(expected..)).unwrap_or_default();
-            let is_padded = (expected..expected + MAX_PADDING).contains(n_columns) && padding.iter().all(|v| *v == 0.0);
+            let is_padded =
+                (expected..expected + MAX_PADDING).contains(n_columns) && padding.iter().all(|v| *v <= SMALLEST);
             if !is_padded {
                 return Err(wrong(format!("{name:?} has {n_columns} columns there and {expected} here")));
             }
             *n_columns = tensor.dims[0] as usize;
             if let Some(values) = importance {
                 values.truncate(expected);
-                // Zeros are zeros whatever they count.
-                values.resize(*n_columns, 1.0);
+                values.resize(*n_columns, SMALLEST);
             }
         }
         let is_unknown = |t: &&PlannedTensor| is_weighed(t) && self.of(&t.name).is_none();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use qvl::error::{Error, Result};
 use qvl::gguf::{Gguf, Metadata};
 use qvl::mmap::MappedFile;
-use qvl::names::general;
+use qvl::names::{general, quality};
 use qvl::quant::GgmlType;
 use qvl::text::{self, TextHparams};
 use qvl::vision::{VisionHparams, VisionModel};
@@ -176,6 +176,8 @@ fn recipe(gguf: &Gguf) -> Option<&str> {
 /// The source's metadata with what the types have changed.
 fn metadata(source: &Gguf, plan: &FilePlan, args: &Args) -> Metadata {
     let mut m = Metadata(source.metadata().to_vec());
+    // What was measured was measured of the source.
+    m.0.retain(|(key, _)| !key.starts_with(quality::PREFIX));
     crate::metadata::set_types(&mut m, plan);
     if let Some(name) = &args.name {
         crate::metadata::set_name(&mut m, name);

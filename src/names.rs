@@ -123,6 +123,8 @@ pub mod imatrix {
 
 /// What `qvl quality --save` measured, in the text file.
 pub mod quality {
+    /// What all of these begin with.
+    pub const PREFIX: &str = "qvl.quality.";
     /// Name and types of the reference, string.
     pub const REFERENCE: &str = "qvl.quality.reference";
     /// Name of the file of examples, string.

@@ -13,7 +13,7 @@ use crate::ggml::WeightInput;
 
 /// Columns whose inputs are this much smaller than the tensor's mean count as if they were not smaller: quantisers divide by
 /// sums of importance, which must not be zero.
-const SMALLEST: f32 = 1.0 / (1 << 30) as f32;
+pub const SMALLEST: f32 = 1.0 / (1 << 30) as f32;
 
 /// Squared inputs of weights, summed over what a model read. Having one says: every sum and count is finite and not
 /// negative.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::examples::{data, heldout};
-use crate::models::{Model, random, tiny};
+use crate::models::{Model, random, random_as, tiny};
 use crate::programs::{EXACT, Ran, qvl, qvl_convert, repository, run, run_with_input};
 use crate::tensors::{Values, relative_l2, traced};
 
@@ -261,4 +261,49 @@ fn what_does_not_fit_is_refused() {
     fails(std::slice::from_ref(&good), &["--mmproj", text.to_str().unwrap()], 3, "random");
     fails(&[good], &["--max-memory", "1M"], 5, "needs");
     run(imatrix(&mmproj, &data(dir.path(), &[json!({"prompt": "a"})]), &out).arg("-q")).fails(3, "mmproj");
+}
+
+/// Rows of 472 values that one file pads to 512 and the other does not: a matrix of either serves both, the same.
+#[test]
+fn padded_rows_take_either_matrix() {
+    let dir = TempDir::new().unwrap();
+    let lines = [json!({"image": "shapes.png", "prompt": "What is it?", "answer": "A ring."})];
+    let of = |model: &Model, name: &str| {
+        let out = dir.path().join(name);
+        run(&mut imatrix(&model.text, &data(dir.path(), &lines), &out)).ok();
+        out
+    };
+    let (exact, padded) = (random(), random_as("f32", "q4_k_m"));
+    let matrices = [of(&exact, "exact.gguf"), of(&padded, "padded.gguf")];
+    let name = "v.blk.1.ffn_down.weight";
+    let columns = |path: &Path| Imatrix::read(path).unwrap().entry(name).map(|entry| entry.sums.len());
+    assert_eq!(matrices.each_ref().map(|path| columns(path)), [Some(472), Some(512)]);
+    let (plain, exact_rows) = (Weights::read(&padded.mmproj), Weights::read(&exact.mmproj));
+    let without = plain.gguf.tensor(name).unwrap().bytes(&plain.bytes);
+    for (k, matrix) in matrices.iter().enumerate() {
+        let mut command = qvl_convert();
+        command.arg(repository("models/qvl-random")).args(["--json", "-t", "q8_0", "--vision-type", "q4_k_m"]);
+        command.arg("--imatrix").arg(matrix).arg("-o").arg(dir.path().join(k.to_string()));
+        let done = run(&mut command).json();
+        let made = Weights::read(Path::new(done["mmproj"].as_str().unwrap()));
+        let tensor = made.gguf.tensor(name).unwrap();
+        assert_eq!((tensor.ty, tensor.dims.as_slice()), (GgmlType::Q4_K, &[512, 96][..]));
+        assert!(tensor.bytes(&made.bytes) != without, "the matrix counts");
+        let (rows, expect) = (made.rows(name), exact_rows.rows(name));
+        for (row, expect) in rows.data.chunks_exact(512).zip(expect.data.chunks_exact(472)) {
+            // Four bits; measured 0.08.
+            assert!(relative_l2(&row[..472], expect) < 0.15, "{}", relative_l2(&row[..472], expect));
+            // The blocks of 32 that are padding alone.
+            assert!(row[480..].iter().all(|x| *x == 0.0), "zeros stay zeros");
+        }
+        let mut pair = qvl_convert();
+        pair.arg(&exact.text).args(["--json", "-t", "q8_0", "--vision-type", "q4_k_m"]);
+        pair.arg("--imatrix").arg(matrix).arg("-o").arg(dir.path().join(format!("pair{k}")));
+        let again = run(&mut pair).json();
+        let again = Weights::read(Path::new(again["mmproj"].as_str().unwrap()));
+        for tensor in again.gguf.tensors() {
+            let expect = made.gguf.tensor(&tensor.name).unwrap().bytes(&made.bytes);
+            assert!(tensor.bytes(&again.bytes) == expect, "{}: from the pair as from the checkpoint", tensor.name);
+        }
+    }
 }

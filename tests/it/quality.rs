@@ -254,6 +254,13 @@ fn a_report_can_be_kept_in_the_file() {
     assert_eq!(run(&mut command).json(), report);
     assert_eq!(fs::metadata(&model).unwrap().len(), n_bytes);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+    // It is not true of what is made of the file.
+    let mut convert = qvl_convert();
+    convert.arg(&model).arg("--mmproj").arg(&made.mmproj).args(["-t", "q8_0", "--allow-requantize", "--json", "-o"]);
+    let converted = run(convert.arg(dir.path().join("out"))).json();
+    let inspected = run(qvl().args(["inspect", "--json"]).arg(converted["model"].as_str().unwrap())).json();
+    let keys = inspected["metadata"].as_object().unwrap().keys();
+    assert_eq!(keys.filter(|key| key.starts_with("qvl.quality.")).count(), 0);
 }
 
 /// `qvl-convert --report`: the same numbers, measured before the files get their names.
