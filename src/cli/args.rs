@@ -401,6 +401,12 @@ pub struct TokenizeArgs {
 pub struct InspectArgs {
     /// GGUF file, text or mmproj
     pub file: PathBuf,
+    /// The other one, for --diff
+    #[arg(requires = "diff")]
+    pub other: Option<PathBuf>,
+    /// Compare two files: metadata, tensors, and how far apart the values are. Exit code 0 if they are equal, 1 if not
+    #[arg(long, requires = "other", conflicts_with_all = ["tensors", "verify"])]
+    pub diff: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

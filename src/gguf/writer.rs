@@ -144,6 +144,19 @@ fn write_array(out: &mut Vec<u8>, array: &Array) -> io::Result<()> {
     }
 }
 
+impl Value {
+    /// Whether both are stored as the same bytes: of one type, NaN the same as itself, and 0 not as -0. Cost: a copy of both.
+    pub fn is_stored_like(&self, other: &Value) -> bool {
+        let encoded = |value: &Value| {
+            let mut bytes = Vec::new();
+            // Into a Vec nothing fails.
+            write_value(&mut bytes, value).unwrap_or_default();
+            bytes
+        };
+        self.value_type() == other.value_type() && encoded(self) == encoded(other)
+    }
+}
+
 impl From<String> for Value {
     fn from(text: String) -> Self {
         Value::String(text)

@@ -1,7 +1,10 @@
 //! `qvl inspect`: what a GGUF file holds.
 
+mod diff;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::process::ExitCode;
 
 use qvl::error::{Error, Result};
 use qvl::ggml::first_not_finite;
@@ -22,8 +25,15 @@ const MAX_COLUMN: usize = 64;
 /// Elements of an array that are shown.
 const N_SHOWN: usize = 6;
 
-/// Runs it.
-pub fn run(args: &InspectArgs) -> Result<()> {
+/// Runs it. Two files that differ have an exit code of their own, as `diff` tells it.
+pub fn run(args: &InspectArgs) -> Result<ExitCode> {
+    match &args.other {
+        Some(other) => diff::run(args, other),
+        None => one(args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn one(args: &InspectArgs) -> Result<()> {
     let file = MappedFile::open(&args.file)?;
     let parse = || -> Result<Gguf> {
         let gguf = Gguf::parse(&file)?;
@@ -88,7 +98,7 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         let width = gguf.tensors().iter().map(|t| t.name.len()).max().unwrap_or(0);
         out.push_str("\ntensors (name, type, extents, bytes, offset)\n");
         for t in gguf.tensors() {
-            let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+            let dims = extents(t);
             let name = t.name.escape_debug().to_string();
             let _ = writeln!(out, "  {name:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.ty.name(), t.n_bytes, t.offset);
         }
@@ -97,6 +107,10 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         out.push_str("\nverified: the header is sound and every weight is finite\n");
     }
     out
+}
+
+fn extents(tensor: &TensorInfo) -> String {
+    tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
 }
 
 fn shown(value: &Value) -> String {
@@ -112,19 +126,7 @@ fn shown(value: &Value) -> String {
 }
 
 fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> serde_json::Value {
-    let metadata: Map<_, _> = gguf
-        .metadata()
-        .iter()
-        .map(|(key, value)| {
-            let value = match value {
-                // Vocabularies are long; their length and beginning tell what they are.
-                Value::Array(a) if a.len() > 64 => json!({"length": a.len(), "first": array_json(a, N_SHOWN)}),
-                Value::Array(a) => array_json(a, a.len()),
-                other => scalar_json(other),
-            };
-            (key.clone(), value)
-        })
-        .collect();
+    let metadata: Map<_, _> = gguf.metadata().iter().map(|(key, value)| (key.clone(), value_json(value))).collect();
     let types: Map<_, _> = by_type(gguf)
         .into_iter()
         .map(|(ty, (n, bytes))| (ty.name().to_owned(), json!({"tensors": n, "bytes": bytes})))
@@ -146,6 +148,15 @@ fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> serde_json::Value {
         report["verified"] = true.into();
     }
     report
+}
+
+fn value_json(value: &Value) -> serde_json::Value {
+    match value {
+        // Vocabularies are long; their length and beginning tell what they are.
+        Value::Array(a) if a.len() > 64 => json!({"length": a.len(), "first": array_json(a, N_SHOWN)}),
+        Value::Array(a) => array_json(a, a.len()),
+        other => scalar_json(other),
+    }
 }
 
 fn scalar_json(value: &Value) -> serde_json::Value {
