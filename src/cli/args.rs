@@ -413,7 +413,7 @@ pub struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
-    /// Read every weight and check that it is finite
+    /// Read every weight: check that it is finite, and the file its checksum
     #[arg(long)]
     pub verify: bool,
 }
