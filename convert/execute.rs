@@ -1,13 +1,14 @@
 //! Writes a planned file: row blocks are made on all cores and written in order, the next wave while the last is written.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use indicatif::ProgressBar;
 use qvl::error::{Error, ErrorKind, Result};
-use qvl::gguf::Layout;
+use qvl::gguf::{Checksum, Layout};
+use qvl::names::general;
 use rayon::prelude::*;
 
 use crate::encode::encode;
@@ -104,7 +105,7 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
     Ok(Made { offset, bytes })
 }
 
-/// Writes header, blocks and the zeros between tensors.
+/// Writes header, blocks and the zeros between tensors, and when all are there their checksum into the header.
 fn write_in_order(
     progress: &ProgressBar,
     layout: &Layout,
@@ -114,16 +115,22 @@ fn write_in_order(
     let mut out = BufWriter::with_capacity(1 << 20, out);
     out.write_all(&layout.header)?;
     let mut at = layout.header.len() as u64;
+    let mut checksum = Checksum::default();
     for made in waves.into_iter().flatten() {
         if let Some(offset) = made.offset {
             at += write_zeros(&mut out, offset - at)?;
         }
         out.write_all(&made.bytes)?;
+        checksum.update(&made.bytes);
         at += made.bytes.len() as u64;
         progress.inc(made.bytes.len() as u64);
     }
     // Fewer blocks than planned arrive only when one of them failed; the file is then thrown away.
     write_zeros(&mut out, layout.file_bytes.saturating_sub(at))?;
+    if let Some(place) = layout.string_place(general::CHECKSUM) {
+        out.seek(SeekFrom::Start(place.start as u64))?;
+        out.write_all(checksum.digits().as_bytes())?;
+    }
     out.flush()
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use qvl::error::{Error, Result};
-use qvl::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, TensorSpec};
+use qvl::gguf::{Checksum, DEFAULT_ALIGNMENT, Layout, Metadata, TensorSpec};
+use qvl::names::general;
 use qvl::quant::GgmlType;
 
 use crate::args::Override;
@@ -133,10 +134,12 @@ impl FilePlan {
         self.tensors.iter().filter_map(|t| t.wanted.map(|wanted| (t, wanted)))
     }
 
-    /// Where everything will stand in the file.
+    /// Where everything will stand in the file, with room for the checksum of what is not yet made.
     pub fn layout(&self, metadata: &Metadata) -> Result<Layout> {
         let specs: Vec<TensorSpec> = self.tensors.iter().map(PlannedTensor::spec).collect();
-        Layout::new(metadata, &specs, DEFAULT_ALIGNMENT)
+        let mut metadata = metadata.clone();
+        metadata.set(general::CHECKSUM, "0".repeat(Checksum::N_DIGITS));
+        Layout::new(&metadata, &specs, DEFAULT_ALIGNMENT)
     }
 }
 

@@ -77,6 +77,8 @@ pub mod general {
     pub const REQUANTISED_FROM: &str = "qvl.requantised_from";
     /// LoRA adapters that were merged into the weights, one a line.
     pub const LORA: &str = "qvl.lora";
+    /// SHA-256 of the tensors' bytes, 64 lower-case hexadecimal digits.
+    pub const CHECKSUM: &str = "qvl.sha256";
 }
 
 /// Keys and names of a LoRA adapter's file, llama.cpp's (`llama-adapter.cpp`).

@@ -401,13 +401,19 @@ pub struct TokenizeArgs {
 pub struct InspectArgs {
     /// GGUF file, text or mmproj
     pub file: PathBuf,
+    /// The other one, for --diff
+    #[arg(requires = "diff")]
+    pub other: Option<PathBuf>,
+    /// Compare two files: metadata, tensors, and how far apart the values are. Exit code 0 if they are equal, 1 if not
+    #[arg(long, requires = "other", conflicts_with_all = ["tensors", "verify"])]
+    pub diff: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
-    /// Read every weight and check that it is finite
+    /// Read every weight: check that it is finite, and the file its checksum
     #[arg(long)]
     pub verify: bool,
 }

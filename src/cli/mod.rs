@@ -76,7 +76,7 @@ pub fn main() -> ExitCode {
         Command::Quality(args) => quality::run(&args, cli.quiet),
         Command::Trace(args) => trace::run(&args, cli.quiet),
         Command::Tokenize(args) => tokenize::run_file(&args.model),
-        Command::Inspect(args) => inspect::run(&args),
+        Command::Inspect(args) => return inspect::run(&args).unwrap_or_else(|error| report(&error)),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Doctor(args) => doctor::run(&args),

@@ -2,11 +2,13 @@
 //!
 //! Source: the GGUF specification in ggml's `docs/gguf.md`.
 
+mod checksum;
 mod reader;
 mod rewrite;
 mod value;
 mod writer;
 
+pub use checksum::Checksum;
 pub use reader::{Gguf, TensorInfo};
 pub use rewrite::rewrite;
 pub use value::{Array, Value, ValueType};

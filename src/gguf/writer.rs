@@ -1,6 +1,7 @@
 //! Lays out and writes a header. Tensor data is written by whoever has it, in order, at the offsets of the [`Layout`].
 
 use std::io::{self, Write};
+use std::ops::Range;
 
 use byteorder::{LittleEndian as LE, WriteBytesExt};
 
@@ -51,6 +52,8 @@ pub struct Layout {
     pub places: Vec<(u64, u64)>,
     /// Size of the whole file in bytes.
     pub file_bytes: u64,
+    /// Where the bytes of each key's string stand.
+    strings: Vec<(String, Range<usize>)>,
 }
 
 impl Layout {
@@ -71,16 +74,29 @@ impl Layout {
             at = (at + n_bytes).next_multiple_of(alignment);
         }
         let mut header = Vec::new();
-        encode(&mut header, &metadata, tensors, &relative)
+        let strings = encode(&mut header, &metadata, tensors, &relative)
             .map_err(|e| Error::other("cannot encode the GGUF header").because(e))?;
         header.resize(header.len().next_multiple_of(alignment as usize), 0);
         let base = header.len() as u64;
         let places = relative.into_iter().map(|(offset, n)| (base + offset, n)).collect();
-        Ok(Layout { header, places, file_bytes: base + at })
+        Ok(Layout { header, places, file_bytes: base + at, strings })
+    }
+
+    /// Where in the header, and so in the file, the string of `key` stands, if it has one: what is known only when the data is
+    /// written can then take the place of a string of its length.
+    pub fn string_place(&self, key: &str) -> Option<Range<usize>> {
+        self.strings.iter().find(|(k, _)| k == key).map(|(_, place)| place.clone())
     }
 }
 
-fn encode(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[TensorSpec], places: &[(u64, u64)]) -> io::Result<()> {
+/// Appends the header, not padded; tells where each key's string stands in it.
+fn encode(
+    out: &mut Vec<u8>,
+    metadata: &Metadata,
+    tensors: &[TensorSpec],
+    places: &[(u64, u64)],
+) -> io::Result<Vec<(String, Range<usize>)>> {
+    let mut strings = Vec::new();
     out.write_all(MAGIC)?;
     out.write_u32::<LE>(VERSION)?;
     out.write_u64::<LE>(tensors.len() as u64)?;
@@ -89,6 +105,9 @@ fn encode(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[TensorSpec], places
         write_str(out, key)?;
         out.write_u32::<LE>(value.value_type() as u32)?;
         write_value(out, value)?;
+        if let Value::String(text) = value {
+            strings.push((key.clone(), out.len() - text.len()..out.len()));
+        }
     }
     for (tensor, (offset, _)) in tensors.iter().zip(places) {
         write_str(out, &tensor.name)?;
@@ -97,7 +116,7 @@ fn encode(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[TensorSpec], places
         out.write_u32::<LE>(tensor.ty.id())?;
         out.write_u64::<LE>(*offset)?;
     }
-    Ok(())
+    Ok(strings)
 }
 
 fn write_str(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
@@ -141,6 +160,19 @@ fn write_array(out: &mut Vec<u8>, array: &Array) -> io::Result<()> {
         Array::U64(v) => v.iter().try_for_each(|x| out.write_u64::<LE>(*x)),
         Array::I64(v) => v.iter().try_for_each(|x| out.write_i64::<LE>(*x)),
         Array::F64(v) => v.iter().try_for_each(|x| out.write_f64::<LE>(*x)),
+    }
+}
+
+impl Value {
+    /// Whether both are stored as the same bytes: of one type, NaN the same as itself, and 0 not as -0. Cost: a copy of both.
+    pub fn is_stored_like(&self, other: &Value) -> bool {
+        let encoded = |value: &Value| {
+            let mut bytes = Vec::new();
+            // Into a Vec nothing fails.
+            write_value(&mut bytes, value).unwrap_or_default();
+            bytes
+        };
+        self.value_type() == other.value_type() && encoded(self) == encoded(other)
     }
 }
 

@@ -13,4 +13,4 @@ pub use distribution::Distribution;
 pub use embedding::{Distance, distance, to_f16};
 pub use reference::{Identity, Recorder, Reference};
 pub use statistics::Statistics;
-pub use weights::{WeightError, weight_errors};
+pub use weights::{WeightError, relative_l2, weight_errors};

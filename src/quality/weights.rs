@@ -34,16 +34,10 @@ pub fn weight_errors(
             let TensorInfo { name, dims, .. } = tensor;
             Error::model(format!("the reference has no tensor {name:?} of extents {dims:?}: it is of another model"))
         })?;
-        let is_number =
-            |ty| !matches!(ty, GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64);
         let differs = other.ty != tensor.ty || other.bytes(reference_file) != tensor.bytes(file);
-        if differs && is_number(other.ty) && is_number(tensor.ty) {
-            errors.push(WeightError {
-                name: tensor.name.clone(),
-                ty: tensor.ty,
-                reference_ty: other.ty,
-                relative_l2: relative_l2((other, reference_file), (tensor, file)),
-            });
+        if differs && let Some(relative_l2) = relative_l2((other, reference_file), (tensor, file)) {
+            let (name, ty, reference_ty) = (tensor.name.clone(), tensor.ty, other.ty);
+            errors.push(WeightError { name, ty, reference_ty, relative_l2 });
         }
     }
     Ok(errors)
@@ -55,7 +49,18 @@ fn are_alike(a: &TensorInfo, b: &TensorInfo) -> bool {
     a.dims == b.dims || a.dims[1..] == b.dims[1..] && (is_whole(a, b) || is_whole(b, a))
 }
 
-fn relative_l2((reference, reference_file): (&TensorInfo, &[u8]), (tensor, file): (&TensorInfo, &[u8])) -> f64 {
+/// Length of the difference over that of the reference, all values of two tensors together, each with the file that it is of.
+/// `None`: their extents differ by more than what fills the last block of each row, or one is of a type for other numbers than
+/// weights. Not finite if a value is not. Cost: one pass over both, a row at a time.
+pub fn relative_l2(
+    (reference, reference_file): (&TensorInfo, &[u8]),
+    (tensor, file): (&TensorInfo, &[u8]),
+) -> Option<f64> {
+    use GgmlType::{F64, I8, I16, I32, I64};
+    let is_weight = |t: &TensorInfo| !matches!(t.ty, I8 | I16 | I32 | I64 | F64);
+    if !are_alike(reference, tensor) || !is_weight(reference) || !is_weight(tensor) {
+        return None;
+    }
     let rows = |t: &TensorInfo| (t.n_bytes / (t.n_values() / t.dims[0])) as usize;
     let (n_a, n_b) = (reference.dims[0] as usize, tensor.dims[0] as usize);
     // What one has behind the other's rows is held against zeros.
@@ -70,5 +75,5 @@ fn relative_l2((reference, reference_file): (&TensorInfo, &[u8]), (tensor, file)
             length += a * a;
         }
     }
-    if difference == 0.0 { 0.0 } else { (difference / length.max(f64::MIN_POSITIVE)).sqrt() }
+    Some(if difference == 0.0 { 0.0 } else { (difference / length.max(f64::MIN_POSITIVE)).sqrt() })
 }

@@ -121,6 +121,9 @@ mod tokenize;
 /// `qvl inspect`: what is in a file, and whether it is sound.
 mod inspect;
 
+/// `qvl inspect --diff`: two files held against each other.
+mod differences;
+
 /// `qvl detect`: regions as data.
 mod detect;
 

@@ -1,58 +1,48 @@
 //! `qvl inspect`: what a GGUF file holds.
 
+mod diff;
+mod verify;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::process::ExitCode;
 
-use qvl::error::{Error, Result};
-use qvl::ggml::first_not_finite;
+use qvl::error::Result;
 use qvl::gguf::{Array, Gguf, TensorInfo, Value};
 use qvl::memory::human_bytes;
 use qvl::mmap::MappedFile;
-use qvl::names::{general, text as text_key, vision as vision_key};
 use qvl::quant::GgmlType;
-use qvl::text::{self, TextHparams};
-use qvl::vision::VisionModel;
 use serde_json::{Map, json};
 
 use super::args::InspectArgs;
 use super::{print, print_json};
+use verify::{Verified, verify};
 
 /// Widest column of names, in characters.
 const MAX_COLUMN: usize = 64;
 /// Elements of an array that are shown.
 const N_SHOWN: usize = 6;
 
-/// Runs it.
-pub fn run(args: &InspectArgs) -> Result<()> {
-    let file = MappedFile::open(&args.file)?;
-    let parse = || -> Result<Gguf> {
-        let gguf = Gguf::parse(&file)?;
-        if args.verify {
-            verify(&gguf, &file)?;
-        }
-        Ok(gguf)
-    };
-    let gguf = parse().map_err(|e| e.at(&args.file))?;
-    if args.json { print_json(&as_json(&gguf, &file, args)) } else { print(&as_text(&gguf, &file, args)) }
-}
-
-/// Proves what a run would prove, and that every weight is a finite number. Reads the whole file.
-fn verify(gguf: &Gguf, file: &[u8]) -> Result<()> {
-    match gguf.opt_str(general::ARCHITECTURE)? {
-        _ if text::is_adapter(gguf) => text::check_adapter_form(gguf)?,
-        Some(text_key::ARCHITECTURE) => text::check(gguf, &TextHparams::read(gguf)?)?,
-        Some(vision_key::ARCHITECTURE) => drop(VisionModel::new(file, gguf)?),
-        _ => {}
+/// Runs it. Two files that differ have an exit code of their own, as `diff` tells it.
+pub fn run(args: &InspectArgs) -> Result<ExitCode> {
+    match &args.other {
+        Some(other) => diff::run(args, other),
+        None => one(args).map(|()| ExitCode::SUCCESS),
     }
-    gguf.tensors().iter().try_for_each(|tensor| verify_tensor(tensor, file))
 }
 
-fn verify_tensor(tensor: &TensorInfo, file: &[u8]) -> Result<()> {
-    match first_not_finite(tensor.ty, tensor.bytes(file), tensor.dims[0] as usize) {
-        Some((row, at, x)) => {
-            Err(Error::model(format!("tensor {:?} holds {x} in row {row}, column {at}", tensor.name)))
-        }
-        None => Ok(()),
+fn one(args: &InspectArgs) -> Result<()> {
+    let file = MappedFile::open(&args.file)?;
+    let parse = || -> Result<(Gguf, Option<Verified>)> {
+        let gguf = Gguf::parse(&file)?;
+        let verified = args.verify.then(|| verify(&gguf, &file)).transpose()?;
+        Ok((gguf, verified))
+    };
+    let (gguf, verified) = parse().map_err(|e| e.at(&args.file))?;
+    if args.json {
+        print_json(&as_json(&gguf, &file, args, verified))
+    } else {
+        print(&as_text(&gguf, &file, args, verified))
     }
 }
 
@@ -66,7 +56,7 @@ fn by_type(gguf: &Gguf) -> BTreeMap<GgmlType, (usize, u64)> {
     types
 }
 
-fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
+fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs, verified: Option<Verified>) -> String {
     let mut out = format!(
         "{}: GGUF version {}, {}, {} keys, {} tensors\n\nmetadata\n",
         args.file.display(),
@@ -88,15 +78,19 @@ fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> String {
         let width = gguf.tensors().iter().map(|t| t.name.len()).max().unwrap_or(0);
         out.push_str("\ntensors (name, type, extents, bytes, offset)\n");
         for t in gguf.tensors() {
-            let dims = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+            let dims = extents(t);
             let name = t.name.escape_debug().to_string();
             let _ = writeln!(out, "  {name:width$}  {:6}  {dims:24}  {:>12}  {:>12}", t.ty.name(), t.n_bytes, t.offset);
         }
     }
-    if args.verify {
-        out.push_str("\nverified: the header is sound and every weight is finite\n");
+    if let Some(Verified { checksum }) = verified {
+        let _ = writeln!(out, "\nverified: the header is sound and every weight is finite; {}", checksum.text());
     }
     out
+}
+
+fn extents(tensor: &TensorInfo) -> String {
+    tensor.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
 }
 
 fn shown(value: &Value) -> String {
@@ -111,20 +105,8 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> serde_json::Value {
-    let metadata: Map<_, _> = gguf
-        .metadata()
-        .iter()
-        .map(|(key, value)| {
-            let value = match value {
-                // Vocabularies are long; their length and beginning tell what they are.
-                Value::Array(a) if a.len() > 64 => json!({"length": a.len(), "first": array_json(a, N_SHOWN)}),
-                Value::Array(a) => array_json(a, a.len()),
-                other => scalar_json(other),
-            };
-            (key.clone(), value)
-        })
-        .collect();
+fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs, verified: Option<Verified>) -> serde_json::Value {
+    let metadata: Map<_, _> = gguf.metadata().iter().map(|(key, value)| (key.clone(), value_json(value))).collect();
     let types: Map<_, _> = by_type(gguf)
         .into_iter()
         .map(|(ty, (n, bytes))| (ty.name().to_owned(), json!({"tensors": n, "bytes": bytes})))
@@ -142,10 +124,20 @@ fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs) -> serde_json::Value {
         let one = |t: &TensorInfo| json!({"name": t.name, "type": t.ty.name(), "dims": t.dims, "bytes": t.n_bytes, "offset": t.offset});
         report["tensors"] = gguf.tensors().iter().map(one).collect();
     }
-    if args.verify {
+    if let Some(Verified { checksum }) = verified {
         report["verified"] = true.into();
+        report["checksum"] = checksum.name().into();
     }
     report
+}
+
+fn value_json(value: &Value) -> serde_json::Value {
+    match value {
+        // Vocabularies are long; their length and beginning tell what they are.
+        Value::Array(a) if a.len() > 64 => json!({"length": a.len(), "first": array_json(a, N_SHOWN)}),
+        Value::Array(a) => array_json(a, a.len()),
+        other => scalar_json(other),
+    }
 }
 
 fn scalar_json(value: &Value) -> serde_json::Value {
