@@ -50,7 +50,8 @@ fn a_file_is_equal_to_itself() {
     let dir = TempDir::new().unwrap();
     let (a, b) = (dir.path().join("a.gguf"), dir.path().join("b.gguf"));
     let (nan, one) = (("nan", Value::F32(f32::NAN)), ("one", Value::U32(1)));
-    let (x, y): ((&str, &[f32]), (&str, &[f32])) = (("x", &[f32::NAN, 1.0]), ("y", &[2.0]));
+    let x: (&str, &[f32]) = ("x", &[f32::NAN, 1.0]);
+    let y: (&str, &[f32]) = ("y", &[2.0]);
     write(&a, &[nan.clone(), one.clone()], &[x, y]);
     write(&b, &[one, nan], &[y, x]);
     assert_eq!(diff(&a, &b, &[]).ok().out, "equal: 3 keys, 2 tensors\n");
