@@ -66,7 +66,7 @@ pub fn verify(gguf: &Gguf, file: &[u8]) -> Result<Verified> {
     let found = found.digits();
     if found != stated {
         return Err(Error::model(format!(
-            "the file is damaged: the checksum of its tensors is {found} (expected {stated}, its {}); copy or convert it again",
+            "the file is damaged: the checksum of its tensors is {found:.16}.. (expected {stated:.16}.., its {}); copy or convert it again",
             general::CHECKSUM
         )));
     }
