@@ -48,6 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn try_main() -> Result<()> {
+    qvl::mmap::explain_faults();
     let Some(asked) = args::parse()? else { return Ok(()) };
     // Ctrl-C only sets this: the work ends at the next row block and temporary files are removed on the way out.
     let interrupted = Arc::new(AtomicBool::new(false));

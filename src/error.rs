@@ -23,7 +23,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// The process exit code promised for this kind.
-    pub fn exit_code(self) -> u8 {
+    pub const fn exit_code(self) -> u8 {
         match self {
             ErrorKind::Other => 1,
             ErrorKind::Usage => 2,

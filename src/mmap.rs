@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// A whole file as a byte slice backed by the page cache; nothing is read until it is touched.
 ///
-/// The file must not be truncated while it is mapped: touching a page that is gone raises SIGBUS.
+/// The file must not be truncated while it is mapped: touching a page that is gone raises SIGBUS (see [`explain_faults`]).
 pub struct MappedFile {
     map: memmap2::Mmap,
     file: File,
@@ -77,5 +77,27 @@ impl Deref for MappedFile {
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+/// From now on a mapped file that becomes shorter, or that the disk cannot read, ends the process with a message and the exit
+/// code of a bad model instead of a signal. There is no way back: the values that were wanted are not there.
+pub fn explain_faults() {
+    #[cfg(unix)]
+    {
+        extern "C" fn explain(_signal: libc::c_int) {
+            const MESSAGE: &[u8] =
+                b"\nerror: a mapped file (the model, its mmproj or a checkpoint) has become shorter or cannot be \
+                                     read; copy it again, and replace files by renaming new ones\n";
+            const EXIT_CODE: libc::c_int = crate::error::ErrorKind::Model.exit_code() as libc::c_int;
+            // SAFETY: both may be called in a signal handler, and the bytes are static.
+            unsafe {
+                libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
+                libc::_exit(EXIT_CODE);
+            }
+        }
+        let handler: extern "C" fn(libc::c_int) = explain;
+        // SAFETY: the handler only calls what may be called there, and does not return.
+        unsafe { libc::signal(libc::SIGBUS, handler as libc::sighandler_t) };
     }
 }

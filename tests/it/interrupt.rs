@@ -1,6 +1,8 @@
 //! Ctrl-C keeps what came.
 
+use std::fs::{self, File};
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::models::random;
@@ -8,8 +10,12 @@ use crate::programs::{Ran, qvl, repository};
 
 /// An answer that goes on for thousands of tokens.
 fn long_answer(more: &[&str]) -> Child {
+    long_answer_of(&random().text, more)
+}
+
+fn long_answer_of(model: &Path, more: &[&str]) -> Child {
     let mut command = qvl();
-    command.args(["ask", "--raw", "--temp", "0", "-c", "8192", "-n", "8000", "There is", "-m"]).arg(random().text);
+    command.args(["ask", "--raw", "--temp", "0", "-c", "8192", "-n", "8000", "There is", "-m"]).arg(model);
     command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -42,4 +48,18 @@ fn what_came_is_drawn() {
     let ran = interrupted(long_answer(&["-i", picture.to_str().unwrap(), "-q", "--annotate", path.to_str().unwrap()]));
     assert_eq!((ran.code, ran.err.as_str()), (130, "error: interrupted\n"));
     assert!(path.is_file());
+}
+
+/// No signal: the pages that are gone are told.
+#[test]
+fn a_model_that_becomes_shorter_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("m.gguf");
+    fs::copy(random().text, &model).unwrap();
+    let mut child = long_answer_of(&model, &[]);
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 64]).unwrap();
+    File::options().write(true).open(&model).unwrap().set_len(4096).unwrap();
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.err.trim_start().starts_with("error: a mapped file (the model"), "{ran:?}");
 }
