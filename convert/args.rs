@@ -78,7 +78,7 @@ pub struct Args {
 
 /// Make a GGUF file of a LoRA adapter, for qvl's --lora: it is applied to a model of any type at run time.
 ///
-/// DIR is an adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors. One that replaces whole weights or
+/// DIR is an adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors or .bin. One that replaces whole weights or
 /// adapts the vision tower can only be merged: qvl-convert CHECKPOINT_DIR --lora DIR.
 #[derive(Debug, Parser)]
 #[command(name = "qvl-convert lora", bin_name = "qvl-convert lora", version)]

@@ -158,7 +158,7 @@ fn copied(mapped: Vec<Mapped>, gguf: &Gguf) -> Result<Vec<Mapped>> {
 /// These extents with rows that are whole blocks of `ty`, as an mmproj's may be.
 fn padded(ty: GgmlType, dims: &[u64]) -> Vec<u64> {
     let mut dims = dims.to_vec();
-    dims[0] = dims[0].next_multiple_of(ty.block_size());
+    dims[0] = ty.padded(dims[0]);
     dims
 }
 

@@ -166,7 +166,7 @@ fn has_more_bits(il: u64, n_layer: u64) -> bool {
 /// [`fallback`] if not fewer: rows of 1664 become 1792, 7 blocks of 256. Exact, for inputs that are padded as well. 0 where
 /// rows fit. A fiftieth more is worth it: ggml multiplies types with blocks of 256 about twice as fast.
 pub fn padding(wanted: GgmlType, row_length: u64) -> u64 {
-    let padded = row_length.next_multiple_of(wanted.block_size());
+    let padded = wanted.padded(row_length);
     match (wanted.row_bytes(padded), fallback(wanted, row_length).row_bytes(row_length)) {
         (Some(with), Some(without)) if with <= without + without / 50 => padded - row_length,
         _ => 0,

@@ -101,6 +101,11 @@ impl GgmlType {
         (n / self.block_size()).checked_mul(self.block_bytes())
     }
 
+    /// Values of a row of `n` once zeros behind it fill its last block; `n` itself where rows are whole blocks.
+    pub fn padded(self, n: u64) -> u64 {
+        n.next_multiple_of(self.block_size())
+    }
+
     /// Whether rows of `n` values can be stored in this type.
     pub fn holds_rows_of(self, n: u64) -> bool {
         n.is_multiple_of(self.block_size())

@@ -45,7 +45,7 @@ pub fn weight_errors(
 
 /// Whether both are of the same extents, but for zeros that fill the last block of each row in one of them.
 fn are_alike(a: &TensorInfo, b: &TensorInfo) -> bool {
-    let is_whole = |a: &TensorInfo, b: &TensorInfo| a.dims[0] == b.dims[0].next_multiple_of(a.ty.block_size());
+    let is_whole = |a: &TensorInfo, b: &TensorInfo| a.dims[0] == a.ty.padded(b.dims[0]);
     a.dims == b.dims || a.dims[1..] == b.dims[1..] && (is_whole(a, b) || is_whole(b, a))
 }
 

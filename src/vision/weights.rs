@@ -118,8 +118,7 @@ impl Weights<TensorInfo> {
 /// Whether `info` is a matrix of the extents `dims` but for zeros that fill the last block of each row.
 fn is_padded(info: &TensorInfo, dims: &[usize]) -> bool {
     let &[width, n_rows] = dims else { return false };
-    let padded = (width as u64).next_multiple_of(info.ty.block_size());
-    info.dims == [padded, n_rows as u64]
+    info.dims == [info.ty.padded(width as u64), n_rows as u64]
 }
 
 /// Looks tensors up and counts them.
