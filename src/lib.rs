@@ -8,7 +8,7 @@
 //! computed at conversion, so the run-time graph has no special cases.
 //! Two border values carry everything: a GGUF file between the two programs, and an [`vision::ImageEmbedding`] between
 //! vision and text; hence the vision weights leave memory before the text weights are touched.
-//! `unsafe` lives behind three doors: [`mmap`], [`ggml`] and [`llama`].
+//! `unsafe` lives behind four doors: [`mmap`], [`ggml`], [`llama`] and [`kernels`].
 #![warn(missing_docs)]
 
 pub mod error;
@@ -26,6 +26,7 @@ pub mod llama;
 pub mod imatrix;
 
 pub mod image;
+pub mod kernels;
 pub mod vision;
 
 pub mod cache;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::ggml::simd_features;
 use crate::gguf::Gguf;
 use crate::image::Picture;
+use crate::kernels::Kernels;
 use crate::mmap::MappedFile;
 use crate::vision::Attention;
 
@@ -43,13 +44,14 @@ impl Key {
     /// Of a picture as it goes into the tower: upright and resized. Cost: a hash over its pixels (600 KB for the real
     /// model: a millisecond or two).
     ///
-    /// The version of this crate and the SIMD that ggml was built with count as well: they round differently.
-    pub fn new(mmproj: &MmprojId, attention: Attention, picture: &Picture) -> Self {
+    /// The kernels, the version of this crate and the SIMD that ggml was built with count as well: they round differently.
+    pub fn new(mmproj: &MmprojId, attention: Attention, kernels: Kernels, picture: &Picture) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"qvl embedding");
         hash.update(FORMAT.to_le_bytes());
         let built = simd_features().into_iter().filter(|f| f.built).map(|f| f.name).collect::<Vec<_>>().join(",");
-        let build = format!("{} {} {built}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+        let (version, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+        let build = format!("{version} {arch} {built} {}", kernels.name());
         // Its length first: what follows cannot be mistaken for a part of it.
         hash.update((build.len() as u64).to_le_bytes());
         hash.update(build);
@@ -160,13 +162,16 @@ mod tests {
     #[test]
     fn everything_counts() {
         let picture = |width, height, seed: u8| Picture::new(width, height, vec![seed; 24]).unwrap();
-        let of = |id: u8, attention, picture: &Picture| Key::new(&MmprojId([id; 32]), attention, picture);
+        let by =
+            |id: u8, attention, kernels, picture: &Picture| Key::new(&MmprojId([id; 32]), attention, kernels, picture);
+        let of = |id, attention, picture: &Picture| by(id, attention, Kernels::Ggml, picture);
         let keys = [
             of(1, Attention::Exact, &picture(2, 4, 7)),
             of(2, Attention::Exact, &picture(2, 4, 7)),
             of(1, Attention::Flash, &picture(2, 4, 7)),
             of(1, Attention::Exact, &picture(4, 2, 7)),
             of(1, Attention::Exact, &picture(2, 4, 8)),
+            by(1, Attention::Exact, Kernels::Avx512, &picture(2, 4, 7)),
         ];
         for (i, key) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(key), "{i}");

@@ -584,6 +584,9 @@ pub struct ContextArgs {
     /// x86-64, whose kernels read prompts faster without; elsewhere where there is room)
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub repack: RepackMode,
+    /// Kernels of the vision tower: the best that this CPU has, or ggml's everywhere
+    #[arg(long, env = "QVL_KERNELS", value_name = "NAME", default_value = "auto")]
+    pub kernels: KernelsMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
@@ -607,6 +610,13 @@ pub enum RepackMode {
     On,
     Off,
     Auto,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum KernelsMode {
+    Auto,
+    Ggml,
+    Avx512,
 }
 
 /// How many layers go to the GPU.

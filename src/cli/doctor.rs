@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use qvl::error::Result;
 use qvl::ggml::{SimdFeature, simd_features};
+use qvl::kernels::Kernels;
 use qvl::memory::{available_bytes, human_bytes, total_bytes};
 use serde_json::json;
 
@@ -26,6 +27,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "cores": {"physical": n_physical, "logical": n_logical},
             "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes()},
             "simd": simd,
+            "vision_kernels": Kernels::detect().name(),
             "warnings": warning.into_iter().collect::<Vec<_>>(),
         }));
     }
@@ -43,6 +45,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     let _ = writeln!(text, "SIMD     CPU: {}\n         build: {}", names(|f| f.present), names(|f| f.built));
+    let _ = writeln!(text, "vision   {} kernels", Kernels::detect().name());
     match &warning {
         Some(warning) => {
             let _ = writeln!(text, "warning: {warning}");

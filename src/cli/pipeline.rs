@@ -10,6 +10,7 @@ use qvl::error::{Error, Result};
 use qvl::ggml::{Backend, WatchFn};
 use qvl::gguf::Gguf;
 use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
+use qvl::kernels::Kernels;
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
 use qvl::mmap::MappedFile;
 use qvl::names::general;
@@ -17,7 +18,7 @@ use qvl::session::{SessionSettings, TextFile};
 use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
 
-use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, ModelArgs, kv_type};
+use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, KernelsMode, ModelArgs, kv_type};
 use super::room::{self, Fitted, Repack};
 use super::{STOP, doctor, print_error};
 
@@ -64,6 +65,15 @@ impl Mmproj {
         VisionModel::new(&self.file, &self.gguf).map_err(|e| e.at(self.file.path()))
     }
 
+    fn computed(&self, args: &ContextArgs) -> Result<VisionModel<'_>> {
+        Ok(self.model()?.with_kernels(kernels(args)?))
+    }
+
+    /// What computes the vision tower. Errors (kind usage): kernels that this CPU does not have.
+    pub fn kernels(&self, args: &ContextArgs) -> Result<Kernels> {
+        Ok(self.computed(args)?.kernels())
+    }
+
     fn belongs_to(&self, text: &TextHparams) -> Result<()> {
         let vision = self.model()?;
         let h = vision.hparams();
@@ -98,7 +108,7 @@ impl Mmproj {
 
     /// Bytes of the compute buffer for a picture.
     pub fn compute_bytes(&self, args: &ContextArgs) -> Result<u64> {
-        self.model()?.compute_bytes(&Backend::cpu(1, &STOP)?, attention(args))
+        self.computed(args)?.compute_bytes(&Backend::cpu(1, &STOP)?, attention(args))
     }
 
     /// Where it lies.
@@ -161,7 +171,7 @@ impl Mmproj {
         quiet: bool,
         mut encode: impl FnMut(&VisionModel<'_>, &Backend<'_>, PixelValues, Attention) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let vision = self.model()?;
+        let vision = self.computed(args)?;
         let h = vision.hparams();
         let backend = Backend::cpu(n_threads(args), &STOP)?;
         self.file.will_need();
@@ -181,6 +191,23 @@ pub fn attention(args: &ContextArgs) -> Attention {
         FlashMode::Off => Attention::Exact,
         FlashMode::On | FlashMode::Auto => Attention::Flash,
     }
+}
+
+/// Whose kernels compute the vision tower, where they can. Errors (kind usage): this CPU does not have them.
+fn kernels(args: &ContextArgs) -> Result<Kernels> {
+    let best = Kernels::detect();
+    let wanted = match args.kernels {
+        KernelsMode::Auto => best,
+        KernelsMode::Ggml => Kernels::Ggml,
+        KernelsMode::Avx512 => Kernels::Avx512,
+    };
+    if wanted != best && wanted != Kernels::Ggml {
+        let name = wanted.name();
+        return Err(Error::usage(format!(
+            "--kernels {name}: this CPU, or the system on it, does not have what they need; leave it at auto"
+        )));
+    }
+    Ok(wanted)
 }
 
 /// A picture's way through the vision tower.

@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 
 use llama_cpp_sys_2 as sys;
 
-use super::c_type;
+use super::{Custom, c_type};
 use crate::error::{Error, Result};
 use crate::gguf::TensorInfo;
 use crate::quant::GgmlType;
@@ -18,6 +18,9 @@ pub struct Context<'d> {
     ptr: NonNull<sys::ggml_context>,
     n_nodes: usize,
     buffers: RefCell<Vec<sys::ggml_backend_buffer_t>>,
+    // Boxed twice: the graph points to the inner box, which must not move.
+    #[allow(clippy::vec_box)]
+    customs: RefCell<Vec<Box<Box<dyn Custom>>>>,
     data: PhantomData<&'d [u8]>,
 }
 
@@ -48,16 +51,30 @@ impl<'d> Context<'d> {
         // SAFETY: parameters are valid; a null result is handled.
         let ptr = NonNull::new(unsafe { sys::ggml_init(params) });
         let ptr = ptr.ok_or_else(|| Error::memory("cannot allocate the description of a ggml graph"))?;
-        Ok(Context { ptr, n_nodes: n_tensors, buffers: RefCell::default(), data: PhantomData })
+        Ok(Context {
+            ptr,
+            n_nodes: n_tensors,
+            buffers: RefCell::default(),
+            customs: RefCell::default(),
+            data: PhantomData,
+        })
     }
 
-    fn c(&self) -> *mut sys::ggml_context {
+    pub(super) fn c(&self) -> *mut sys::ggml_context {
         self.ptr.as_ptr()
     }
 
-    fn tensor<'c>(&'c self, ptr: *mut sys::ggml_tensor) -> Tensor<'c> {
+    pub(super) fn tensor<'c>(&'c self, ptr: *mut sys::ggml_tensor) -> Tensor<'c> {
         // ggml aborts rather than returning null when a context is full, so null cannot be seen here.
         Tensor { ptr: NonNull::new(ptr).expect("ggml returns tensors, never null"), context: PhantomData }
+    }
+
+    /// Keeps an operation as long as this context; where it lies, for the graph.
+    pub(super) fn keep_custom(&self, op: Box<dyn Custom>) -> *mut std::ffi::c_void {
+        let op = Box::new(op);
+        let data = std::ptr::from_ref(&*op).cast_mut().cast();
+        self.customs.borrow_mut().push(op);
+        data
     }
 
     /// An input that is filled before computing: f32 of these extents.
@@ -252,7 +269,13 @@ impl Tensor<'_> {
         unsafe { (*self.ptr.as_ptr()).ne.map(|n| n as usize) }
     }
 
-    fn is_contiguous(&self) -> bool {
+    /// Its type, where this project knows it.
+    pub fn ty(&self) -> Option<GgmlType> {
+        // SAFETY: as in dims.
+        GgmlType::from_id(unsafe { (*self.ptr.as_ptr()).type_ })
+    }
+
+    pub(crate) fn is_contiguous(&self) -> bool {
         // SAFETY: as in dims.
         unsafe { sys::ggml_is_contiguous(self.ptr.as_ptr()) }
     }

@@ -9,6 +9,7 @@
 mod backend;
 mod context;
 mod cpu;
+mod custom;
 mod quantize;
 mod watch;
 
@@ -16,6 +17,7 @@ pub(crate) use backend::is_set;
 pub use backend::{Allocated, Backend};
 pub use context::{Context, Graph, Tensor};
 pub use cpu::{SimdFeature, simd_features};
+pub use custom::{Custom, Operand, Share, Task};
 pub(crate) use quantize::c_type;
 pub use quantize::{dequantize_row, first_not_finite, quantize_rows};
 pub use watch::{WatchFn, WeightInput};

@@ -1,6 +1,7 @@
 //! Attention without mask, shared by the transformer and the adapter.
 
 use crate::ggml::{Context, Tensor};
+use crate::kernels::{self, Kernels};
 use crate::quant::GgmlType;
 
 use super::Attention;
@@ -10,10 +11,14 @@ use super::Attention;
 pub(super) fn attention<'c>(
     c: &'c Context<'_>,
     kind: Attention,
+    how: Kernels,
     q: Tensor<'c>,
     k: Tensor<'c>,
     v: Tensor<'c>,
 ) -> Tensor<'c> {
+    if kind == Attention::Flash && how != Kernels::Ggml {
+        return kernels::attention(c, q, k, v);
+    }
     let [d, n_head, n_q, _] = q.dims();
     let scale = 1.0 / (d as f32).sqrt();
     let q = c.permute(q, [0, 2, 1, 3]);

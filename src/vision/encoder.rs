@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::ggml::{Backend, Context, Tensor, WatchFn};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::image::PixelValues;
+use crate::kernels::Kernels;
 
 use super::weights::Weights;
 use super::{VisionHparams, resampler, vit};
@@ -13,7 +14,8 @@ use super::{VisionHparams, resampler, vit};
 pub enum Attention {
     /// Matrix products and softmax in f32. Needs n_head · n_patches² · 4 bytes.
     Exact,
-    /// ggml's fused kernel, keys and values rounded to f16.
+    /// Fused: ggml's kernel with keys and values rounded to f16, or ours with all of it rounded to bf16 where the weights are
+    /// quantised.
     Flash,
 }
 
@@ -50,6 +52,7 @@ pub struct VisionModel<'d> {
     file: &'d [u8],
     hparams: VisionHparams,
     weights: Weights<TensorInfo>,
+    kernels: Kernels,
 }
 
 impl<'d> VisionModel<'d> {
@@ -63,7 +66,19 @@ impl<'d> VisionModel<'d> {
                 gguf.alignment()
             )));
         }
-        Ok(VisionModel { file, hparams, weights })
+        Ok(VisionModel { file, hparams, weights, kernels: Kernels::Ggml })
+    }
+
+    /// Computed by `kernels` where they multiply the transformer's type of weights; by ggml's where they do not, and without
+    /// this.
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        let is_theirs = self.weights.layers.first().is_some_and(|layer| kernels.multiply(layer.qkv[0].ty));
+        VisionModel { kernels: if is_theirs { kernels } else { Kernels::Ggml }, ..self }
+    }
+
+    /// What computes it.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// Its dimensions.
@@ -99,7 +114,8 @@ impl<'d> VisionModel<'d> {
         watch: &mut WatchFn,
     ) -> Result<ImageEmbedding> {
         let c = self.context()?;
-        let Nodes { patches, output, .. } = self.build(&c, kind)?;
+        // What is watched are ggml's products.
+        let Nodes { patches, output, .. } = self.build(&c, kind, Kernels::Ggml)?;
         let values = to_patches(pixels, self.hparams.patch_size);
         self.embedding(backend.compute_watched(c.graph(&[output]), (patches, &values), output, watch)?)
     }
@@ -107,7 +123,7 @@ impl<'d> VisionModel<'d> {
     /// Bytes of the compute buffer that [`encode`](Self::encode) allocates. Touches no weight.
     pub fn compute_bytes(&self, backend: &Backend<'_>, kind: Attention) -> Result<u64> {
         let c = self.context()?;
-        let nodes = self.build(&c, kind)?;
+        let nodes = self.build(&c, kind, self.kernels)?;
         Ok(backend.measure(&c.graph(&[nodes.output])) as u64)
     }
 
@@ -118,21 +134,21 @@ impl<'d> VisionModel<'d> {
     }
 
     /// The graph, weights bound to the file.
-    fn build<'c>(&self, c: &'c Context<'d>, kind: Attention) -> Result<Nodes<'c>> {
+    fn build<'c>(&self, c: &'c Context<'d>, kind: Attention, how: Kernels) -> Result<Nodes<'c>> {
         let h = &self.hparams;
         let w = self.weights.bind(c, self.file)?;
         let patches = c.input(&[3 * h.patch_size * h.patch_size, h.n_patches]);
         let mut x = vit::embed(c, h, &w, patches);
         let mut named: Vec<(String, Tensor<'c>)> = vec![("ln_pre".into(), x)];
         for (il, layer) in w.layers.iter().enumerate() {
-            x = vit::layer(c, h, layer, x, kind);
+            x = vit::layer(c, h, layer, x, kind, how);
             if il == 0 || il + 1 == h.n_layer {
                 named.push((format!("block.{il}"), x));
             }
         }
-        let x = resampler::cross_attention(c, h, &w, x, kind);
+        let x = resampler::cross_attention(c, h, &w, x, kind, how);
         named.push(("resampler".into(), x));
-        let output = resampler::project(c, h, &w, x);
+        let output = resampler::project(c, h, &w, x, how);
         Ok(Nodes { patches, named, output })
     }
 
@@ -145,7 +161,7 @@ impl<'d> VisionModel<'d> {
     ) -> Result<ImageEmbedding> {
         let h = &self.hparams;
         let c = self.context()?;
-        let Nodes { patches, named, output } = self.build(&c, kind)?;
+        let Nodes { patches, named, output } = self.build(&c, kind, self.kernels)?;
         let mut outputs = vec![output];
         if taps.is_some() {
             outputs.extend(named.iter().map(|(_, t)| *t));

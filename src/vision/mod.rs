@@ -3,6 +3,7 @@
 mod attention;
 mod encoder;
 mod hparams;
+mod linear;
 mod resampler;
 mod vit;
 mod weights;

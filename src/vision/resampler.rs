@@ -4,9 +4,10 @@
 //! conversion, so only the patches pass through matrices here.
 
 use crate::ggml::{Context, Tensor};
+use crate::kernels::Kernels;
 
 use super::attention::attention;
-use super::vit::{layer_norm, linear, product};
+use super::linear::Product;
 use super::weights::Weights;
 use super::{Attention, VisionHparams};
 
@@ -17,17 +18,23 @@ pub(super) fn cross_attention<'c>(
     w: &Weights<Tensor<'c>>,
     x: Tensor<'c>,
     kind: Attention,
+    how: Kernels,
 ) -> Tensor<'c> {
     let (n_head, d_head) = (h.n_head_resampler, h.d_out / h.n_head_resampler);
-    let projected = w.kv_proj.map_or(x, |kv_proj| product(c, kv_proj, x));
-    let kv = layer_norm(c, w.ln_kv, projected, h.eps);
-    let k = c.add(product(c, w.k, kv), w.k_position);
-    let v = linear(c, w.v, kv);
+    let kv = w.kv_proj.map_or(x, |kv_proj| Product::of(kv_proj).with(c, how, x));
+    let k = Product::of(w.k).after_norm(w.ln_kv, h.eps).plus(w.k_position).with(c, how, kv);
+    let v = Product::linear(w.v).after_norm(w.ln_kv, h.eps).with(c, how, kv);
     let [q, k, v] = [w.query, k, v].map(|t| c.view_heads(t, 0, d_head, n_head));
-    linear(c, w.out, attention(c, kind, q, k, v))
+    Product::linear(w.out).with(c, how, attention(c, kind, how, q, k, v))
 }
 
 /// What follows: `[d_out, n_queries]` to the embedding `[d_out, n_queries]`.
-pub(super) fn project<'c>(c: &'c Context<'_>, h: &VisionHparams, w: &Weights<Tensor<'c>>, x: Tensor<'c>) -> Tensor<'c> {
-    product(c, w.proj, layer_norm(c, w.ln_post, x, h.eps))
+pub(super) fn project<'c>(
+    c: &'c Context<'_>,
+    h: &VisionHparams,
+    w: &Weights<Tensor<'c>>,
+    x: Tensor<'c>,
+    how: Kernels,
+) -> Tensor<'c> {
+    Product::of(w.proj).after_norm(w.ln_post, h.eps).with(c, how, x)
 }

@@ -2,27 +2,12 @@
 //! token and final norm.
 
 use crate::ggml::{Context, Tensor};
+use crate::kernels::Kernels;
 
 use super::attention::attention;
+use super::linear::{Product, layer_norm};
 use super::weights::{Layer, Weights};
 use super::{Attention, VisionHparams};
-
-/// `w·x`. Where the converter has put zeros behind the rows of `w`, to fill blocks of its type, `x` gets as many.
-pub(super) fn product<'c>(c: &'c Context<'_>, w: Tensor<'c>, x: Tensor<'c>) -> Tensor<'c> {
-    let padding = w.dims()[0] - x.dims()[0];
-    let x = if padding > 0 { c.pad(x, padding) } else { x };
-    c.mul_mat(w, x)
-}
-
-/// `w·x + b`, `w` being (weight, bias).
-pub(super) fn linear<'c>(c: &'c Context<'_>, w: [Tensor<'c>; 2], x: Tensor<'c>) -> Tensor<'c> {
-    c.add(product(c, w[0], x), w[1])
-}
-
-/// LayerNorm along ne0, `w` being (weight, bias).
-pub(super) fn layer_norm<'c>(c: &'c Context<'_>, w: [Tensor<'c>; 2], x: Tensor<'c>, eps: f32) -> Tensor<'c> {
-    c.add(c.mul(c.norm(x, eps), w[0]), w[1])
-}
 
 /// What comes before the layers: `patches` `[3·patch², n_patches]` to `[n_embd, n_patches]`.
 pub(super) fn embed<'c>(
@@ -43,11 +28,12 @@ pub(super) fn layer<'c>(
     w: &Layer<Tensor<'c>>,
     x: Tensor<'c>,
     kind: Attention,
+    how: Kernels,
 ) -> Tensor<'c> {
     let d_head = h.n_embd / h.n_head;
-    let qkv = linear(c, w.qkv, layer_norm(c, w.ln1, x, h.eps));
+    let qkv = Product::linear(w.qkv).after_norm(w.ln1, h.eps).with(c, how, x);
     let [q, k, v] = [0, 1, 2].map(|part| c.view_heads(qkv, part * h.n_embd, d_head, h.n_head));
-    let x = c.add(x, linear(c, w.out, attention(c, kind, q, k, v)));
-    let up = linear(c, w.up, layer_norm(c, w.ln2, x, h.eps));
-    c.add(x, linear(c, w.down, c.gelu_erf(up)))
+    let x = Product::linear(w.out).plus(x).with(c, how, attention(c, kind, how, q, k, v));
+    let up = Product::linear(w.up).after_norm(w.ln2, h.eps).gelu().with(c, how, x);
+    Product::linear(w.down).plus(x).with(c, how, up)
 }

@@ -1,0 +1,166 @@
+//! Quantised weights times 8-bit columns, as two operations of a graph: the columns are packed once, with a barrier after it,
+//! and then every thread takes panels of rows until none is left. A busy core simply takes fewer.
+
+use std::arch::x86_64::*;
+
+use super::avx512::{self, LANES, Tile};
+use super::columns::{COLUMNS, ColumnBlock};
+use super::panel::{self, DEPTH, Form, PanelBlock, ROWS};
+use super::{Activation, Finish};
+use crate::ggml::{Context, Custom, Share, Task, Tensor};
+use crate::quant::GgmlType;
+
+/// Packs columns.
+struct Pack {
+    eps: f32,
+    share: Share,
+}
+
+/// Multiplies.
+struct Product {
+    ty: GgmlType,
+    form: Form,
+    n_columns: usize,
+    activation: Activation,
+    has_bias: bool,
+    has_residual: bool,
+    share: Share,
+}
+
+pub fn columns<'c>(c: &'c Context<'_>, x: Tensor<'c>, norm: Option<([Tensor<'c>; 2], f32)>) -> Tensor<'c> {
+    let [k, n, ..] = x.dims();
+    assert!(x.is_contiguous(), "columns of a view");
+    let bytes = ColumnBlock::bytes_of(k, n);
+    let op = Pack { eps: norm.map_or(0.0, |(_, eps)| eps), share: Share::default() };
+    let mut args = vec![x];
+    if let Some((norm, _)) = norm {
+        assert!(norm.iter().all(|t| t.dims() == [k, 1, 1, 1]), "a norm of {k} values");
+        args.extend(norm);
+    }
+    c.custom(GgmlType::I8, [bytes, 1], &args, op)
+}
+
+pub fn product<'c>(
+    c: &'c Context<'_>,
+    w: Tensor<'c>,
+    columns: Tensor<'c>,
+    n_columns: usize,
+    finish: Finish<'c>,
+) -> Tensor<'c> {
+    let [k, m, ..] = w.dims();
+    let Some((ty, form)) = w.ty().and_then(|ty| Some((ty, Form::of(ty)?))) else {
+        panic!("a product with {:?}", w.ty());
+    };
+    let n_blocks = columns.dims()[0] / size_of::<ColumnBlock>() / n_columns.div_ceil(COLUMNS);
+    assert!(n_blocks * DEPTH <= k, "rows of {k} values and {n_blocks} blocks of columns");
+    assert!(finish.bias.is_none_or(|t| t.dims() == [m, 1, 1, 1] && t.is_contiguous()), "a bias of {m} values");
+    assert!(finish.residual.is_none_or(|t| t.dims() == [m, n_columns, 1, 1] && t.is_contiguous()), "a residual");
+    let (has_bias, has_residual) = (finish.bias.is_some(), finish.residual.is_some());
+    let activation = finish.activation;
+    let op = Product { ty, form, n_columns, activation, has_bias, has_residual, share: Share::default() };
+    let args: Vec<_> = [Some(w), Some(columns), finish.bias, finish.residual].into_iter().flatten().collect();
+    c.custom(GgmlType::F32, [m, n_columns], &args, op)
+}
+
+impl Custom for Pack {
+    fn run(&self, task: &Task<'_>) {
+        let [k, n, ..] = task.arg(0).dims;
+        let n_blocks = k.div_ceil(DEPTH);
+        // SAFETY: inputs and norms are f32 (the graph was made so).
+        let (x, norm): (&[f32], [&[f32]; 2]) =
+            unsafe { (task.arg(0).values(), [task.arg(1).values(), task.arg(2).values()]) };
+        let mut column = vec![0.0; n_blocks * DEPTH];
+        for group in self.share.take(n.div_ceil(COLUMNS), task.n_threads) {
+            // SAFETY: a group belongs to the one thread that took it; a ColumnBlock is numbers only.
+            let blocks: &mut [ColumnBlock] = unsafe { task.out(group * n_blocks, n_blocks) };
+            for j in 0..COLUMNS {
+                let Some(values) = x.chunks_exact(k).nth(group * COLUMNS + j) else {
+                    blocks.iter_mut().for_each(|block| block.put(j, &[0; DEPTH], 0.0));
+                    continue;
+                };
+                column[..k].copy_from_slice(values);
+                if !norm[0].is_empty() {
+                    normalise(&mut column[..k], norm, self.eps);
+                }
+                for (block, values) in blocks.iter_mut().zip(column.as_chunks::<DEPTH>().0) {
+                    // SAFETY: `Kernels::detect` has seen what the CPU needs.
+                    let (bytes, scale) = unsafe { avx512::to_int8(values) };
+                    block.put(j, &bytes, scale);
+                }
+            }
+        }
+    }
+}
+
+/// LayerNorm of one column: (x − mean) / sqrt(biased variance + eps) · weight + bias.
+fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
+    // Sixteen sums at once: fast, and more exact than one.
+    let sum = |of: &dyn Fn(f32) -> f32| {
+        let mut sums = [0.0f32; LANES];
+        for chunk in values.chunks(LANES) {
+            sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
+        }
+        sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / values.len() as f64
+    };
+    let mean = sum(&|x| x) as f32;
+    let variance = sum(&|x| (x - mean) * (x - mean)) as f32;
+    let scale = 1.0 / (variance + eps).sqrt();
+    for ((x, w), b) in values.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) * scale * w + b;
+    }
+}
+
+impl Custom for Product {
+    fn run(&self, task: &Task<'_>) {
+        let (w, m) = (task.arg(0), task.arg(0).dims[1]);
+        let row_bytes = w.strides[1];
+        // SAFETY: columns were packed by `Pack`; bias and residual are f32 (the graph was made so).
+        let (blocks, bias, residual): (&[ColumnBlock], &[f32], &[f32]) = unsafe {
+            let rest = [2, 3].map(|i| task.arg(i).values());
+            let [bias, residual] = match (self.has_bias, self.has_residual) {
+                (true, _) => rest,
+                (false, _) => [&[][..], rest[0]],
+            };
+            (task.arg(1).values(), bias, if self.has_residual { residual } else { &[] })
+        };
+        let n_blocks = blocks.len() / self.n_columns.div_ceil(COLUMNS);
+        let mut panel = vec![PanelBlock::ZERO; n_blocks];
+        for i in self.share.take(m.div_ceil(ROWS), task.n_threads) {
+            let rows = i * ROWS..m.min((i + 1) * ROWS);
+            panel::fill(&mut panel, self.ty, rows.clone().map(|row| &w.bytes[row * row_bytes..][..row_bytes]));
+            for (group, columns) in blocks.chunks_exact(n_blocks).enumerate() {
+                // SAFETY: `Kernels::detect` has seen what the CPU needs.
+                let mut tile = unsafe { avx512::int8_tile(self.form, &panel, columns) };
+                // SAFETY: as before.
+                unsafe { self.finish(&mut tile, bias.get(rows.clone()).unwrap_or(&[])) };
+                for (column, values) in (group * COLUMNS..self.n_columns).zip(&mut tile) {
+                    let first = column * m + rows.start;
+                    if let Some(residual) = residual.get(first..first + rows.len()) {
+                        values.iter_mut().zip(residual).for_each(|(value, r)| *value += r);
+                    }
+                    // SAFETY: these rows belong to the one thread that took the panel.
+                    unsafe { task.out(first, rows.len()) }.copy_from_slice(&values[..rows.len()]);
+                }
+            }
+        }
+    }
+}
+
+impl Product {
+    /// Adds the bias (none if empty) and applies the activation.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self, tile: &mut Tile, bias: &[f32]) {
+        for column in tile {
+            column.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            if self.activation == Activation::Gelu {
+                for lanes in column.as_chunks_mut::<LANES>().0 {
+                    // SAFETY: 16 values.
+                    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), avx512::gelu(_mm512_loadu_ps(lanes.as_ptr()))) };
+                }
+            }
+        }
+    }
+}
