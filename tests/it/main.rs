@@ -39,6 +39,13 @@ mod addresses;
 /// The cache of embeddings: warm is as cold, and nothing that happens to its files is more than a miss.
 mod cache;
 
+/// `--cache-prompt`: warm is as cold, and nothing that happens to its files is more than a miss.
+mod prompt_cache;
+
+/// A disk that is full.
+#[cfg(target_os = "linux")]
+mod full_disk;
+
 /// `qvl ask --annotate`: the picture that is written.
 mod annotate;
 
