@@ -144,5 +144,9 @@ mod bench;
 #[cfg(target_os = "linux")]
 mod steady;
 
+/// A conversation of fifty turns.
+#[cfg(target_os = "linux")]
+mod turns;
+
 /// `qvl doctor`, completions and man pages.
 mod manual;
