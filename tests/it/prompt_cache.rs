@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qvl::cache::Store;
 use serde_json::{Value, json};
@@ -401,14 +401,16 @@ fn a_killed_process_leaves_nothing_unsound() {
         let mut command = ask_of(&random(), dir.path(), &["-i", "shapes.png", "-q", "-sys", &system, "What is this?"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
+    // Converted before the clock runs.
+    random();
     let begin = Instant::now();
     let cold = Ran::from(start(1000).wait_with_output().unwrap()).json();
     let whole = begin.elapsed();
     let mut n_killed = 0;
     for n in 0..N_RUNS {
         let mut child = start(n);
-        // From the middle of a run to its end, evenly: prompts are written last.
-        std::thread::sleep(whole / 2 + whole * n / N_RUNS / 2);
+        // From the start of a run to its end, evenly.
+        std::thread::sleep(whole * n / N_RUNS);
         child.kill().unwrap();
         n_killed += u32::from(!child.wait().unwrap().success());
     }
@@ -418,4 +420,39 @@ fn a_killed_process_leaves_nothing_unsound() {
     let warm = Ran::from(start(1000).wait_with_output().unwrap()).json();
     assert!(n_cached(&warm) > 0);
     assert_eq!(said(&warm), said(&cold));
+}
+
+/// Names the directory that [`writes_for_ever`] writes into.
+const WRITER: &str = "QVL_TEST_PROMPT_WRITER";
+
+/// Nothing by itself: the process that the next test starts and kills.
+#[test]
+fn writes_for_ever() {
+    let Some(dir) = std::env::var_os(WRITER) else { return };
+    let store = Store::new(dir.into(), 64 << 20);
+    for n in 0..u64::MAX {
+        store.put_prompt(&format!("{:064x}", n % 9).parse().unwrap(), &vec![n as u8; 16 << 20]).unwrap();
+    }
+}
+
+/// A small model's prompt is written in no time: this one does nothing but write large ones.
+#[test]
+fn a_killed_writer_leaves_nothing_unsound() {
+    let dir = temp_dir();
+    for n in 0..10 {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "prompt_cache::writes_for_ever"]).env(WRITER, dir.path());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begin = Instant::now();
+        while prompts(dir.path()).is_empty() && begin.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(20_000 + 7_300 * n));
+        assert!(child.try_wait().unwrap().is_none(), "it writes for ever");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        all_sound(dir.path());
+    }
+    println!("{} prompts, {} half-written", prompts(dir.path()).len(), n_half_written(dir.path()));
+    assert!(!prompts(dir.path()).is_empty());
 }
