@@ -1,4 +1,4 @@
-//! What an embedding is made of, as one number.
+//! What an entry is made of, as one number.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,8 +17,8 @@ use crate::vision::Attention;
 /// ggml, another graph): old entries are never found again then, and age out.
 const FORMAT: u32 = 1;
 
-/// Names an embedding: SHA-256 over everything that it depends on. Two pictures of one key are the same picture, seen by
-/// the same weights in the same way.
+/// Names an entry: SHA-256 over everything that it depends on. Two pictures of one key are the same picture, seen by
+/// the same weights in the same way; two prompts begin with the same, read by the same weights in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key([u8; 32]);
 
@@ -46,15 +46,10 @@ impl Key {
     ///
     /// The kernels, the version of this crate and the SIMD that ggml was built with count as well: they round differently.
     pub fn new(mmproj: &MmprojId, attention: Attention, kernels: Kernels, picture: &Picture) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(b"qvl embedding");
-        hash.update(FORMAT.to_le_bytes());
-        let built = simd_features().into_iter().filter(|f| f.built).map(|f| f.name).collect::<Vec<_>>().join(",");
-        let (version, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
-        let build = format!("{version} {arch} {built} {}", kernels.name());
+        let mut hash = of_this_build(b"qvl embedding");
         // Its length first: what follows cannot be mistaken for a part of it.
-        hash.update((build.len() as u64).to_le_bytes());
-        hash.update(build);
+        hash.update([kernels.name().len() as u8]);
+        hash.update(kernels.name());
         hash.update(mmproj.0);
         hash.update(match attention {
             Attention::Exact => [0],
@@ -63,6 +58,13 @@ impl Key {
         hash.update(picture.width().to_le_bytes());
         hash.update(picture.height().to_le_bytes());
         hash.update(picture.pixels());
+        Key(hash.finalize().into())
+    }
+
+    /// Of what a text model holds after the beginning of a prompt that has this name. Version and SIMD count here, too.
+    pub fn of_prompt(name: &[u8; 32]) -> Self {
+        let mut hash = of_this_build(b"qvl prompt");
+        hash.update(name);
         Key(hash.finalize().into())
     }
 
@@ -76,6 +78,19 @@ impl Key {
     pub(super) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+}
+
+/// A hash of what `what` is in, made by this version of the crate for this machine's SIMD.
+fn of_this_build(what: &[u8]) -> Sha256 {
+    let mut hash = Sha256::new();
+    hash.update(what);
+    hash.update(FORMAT.to_le_bytes());
+    let built = simd_features().into_iter().filter(|f| f.built).map(|f| f.name).collect::<Vec<_>>().join(",");
+    let build = format!("{} {} {built}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    // Its length first: what follows cannot be mistaken for a part of it.
+    hash.update((build.len() as u64).to_le_bytes());
+    hash.update(build);
+    hash
 }
 
 impl fmt::Display for Key {
@@ -177,6 +192,7 @@ mod tests {
             assert!(!keys[..i].contains(key), "{i}");
         }
         assert_eq!(of(1, Attention::Exact, &picture(2, 4, 7)), keys[0]);
+        assert_ne!(Key::of_prompt(&[1; 32]), Key::of_prompt(&[2; 32]));
     }
 
     #[test]

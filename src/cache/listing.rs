@@ -7,8 +7,10 @@ use std::{fs, io};
 
 use super::Key;
 
-/// Extension of entries, which are named by their key.
-pub const ENTRY: &str = ".emb";
+/// Extension of embeddings, which are named by their key.
+pub const EMBEDDING: &str = ".emb";
+/// Extension of prompts, which are named so, too.
+pub const PROMPT: &str = ".kv";
 /// Names of files that are being written begin and end so.
 pub const TEMPORARY: (&str, &str) = (".emb-", ".tmp");
 
@@ -16,8 +18,10 @@ pub const TEMPORARY: (&str, &str) = (".emb-", ".tmp");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An embedding.
-    Entry,
-    /// One that is being written, or that was when its process was killed.
+    Embedding,
+    /// What was read of a prompt.
+    Prompt,
+    /// One of them that is being written, or that was when its process was killed.
     Temporary,
 }
 
@@ -58,7 +62,13 @@ fn kind(name: &str) -> Option<Kind> {
     if name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1) {
         return Some(Kind::Temporary);
     }
-    name.strip_suffix(ENTRY)?.parse::<Key>().ok().map(|_| Kind::Entry)
+    let (stem, extension) = name.split_at_checked(name.rfind('.')?)?;
+    stem.parse::<Key>().ok()?;
+    match extension {
+        EMBEDDING => Some(Kind::Embedding),
+        PROMPT => Some(Kind::Prompt),
+        _ => None,
+    }
 }
 
 /// Removes a file; that somebody else did so first is as good.

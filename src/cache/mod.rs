@@ -1,4 +1,5 @@
-//! Never encode a picture twice: embeddings kept in memory and on disk, by what they were made of.
+//! Never encode a picture twice, and read it once: embeddings kept in memory and on disk, and what was read of prompts on disk,
+//! by what they were made of.
 //!
 //! A [`Key`] names everything that an embedding depends on, so nothing here ever goes out of date. The disk holds f16,
 //! half the size; therefore *every* embedding that goes through a [`Cache`] is rounded to f16, a fresh one as well: an
@@ -8,6 +9,7 @@ mod entry;
 mod key;
 mod listing;
 mod location;
+mod prompt;
 mod recent;
 mod store;
 
@@ -41,6 +43,11 @@ impl Cache {
     /// Over `store`, or in memory alone.
     pub fn new(store: Option<Store>) -> Self {
         Cache { recent: Recent::new(RECENT_BYTES), store }
+    }
+
+    /// The layer on disk, as long as it works.
+    pub fn into_store(self) -> Option<Store> {
+        self.store
     }
 
     /// What was kept under `key`. Cost: a copy, and a file of 2 bytes a value that is read if memory has it not.

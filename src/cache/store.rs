@@ -1,4 +1,4 @@
-//! Embeddings on disk, shared by any number of processes and locked by none.
+//! Embeddings and prompts on disk, shared by any number of processes and locked by none.
 //!
 //! A file appears under its name complete or not at all, is never changed afterwards, and proves itself when it is read.
 //! So the worst that another process, a kill or a damaged disk can do is a miss.
@@ -8,8 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::listing::{self, ENTRY, Found, Kind, TEMPORARY, list};
-use super::{Key, entry};
+use super::listing::{self, EMBEDDING, Found, Kind, PROMPT, TEMPORARY, list};
+use super::{Key, entry, prompt};
 use crate::error::{Error, Result};
 use crate::vision::ImageEmbedding;
 
@@ -17,7 +17,7 @@ use crate::vision::ImageEmbedding;
 /// machine's clock may be ahead.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A directory of embeddings with a limit. Making one touches nothing.
+/// A directory of embeddings and prompts with a limit. Making one touches nothing.
 pub struct Store {
     dir: PathBuf,
     limit_bytes: u64,
@@ -26,8 +26,10 @@ pub struct Store {
 /// What a [`Store`] holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Embeddings.
+    /// Embeddings and prompts.
     pub n_entries: usize,
+    /// How many of them are prompts.
+    pub n_prompts: usize,
     /// Their bytes.
     pub n_bytes: u64,
     /// When the least recently used one was used.
@@ -40,10 +42,12 @@ pub struct Usage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleared {
     /// Embeddings.
-    pub n_entries: usize,
+    pub n_embeddings: usize,
+    /// Prompts.
+    pub n_prompts: usize,
     /// Half-written files.
     pub n_temporary: usize,
-    /// Bytes of both.
+    /// Bytes of all.
     pub n_bytes: u64,
 }
 
@@ -66,17 +70,42 @@ impl Store {
     /// What was put under `key`; it is the most recently used then. Whatever cannot be read is a miss, and what is under
     /// the name but not sound is removed. Cost: reads 2 bytes a value and allocates 6.
     pub fn get(&self, key: &Key) -> Option<ImageEmbedding> {
-        let path = self.path(key);
-        // Looked at before it is opened: opening a pipe would wait for its writer.
-        let is_file = fs::symlink_metadata(&path).ok()?.is_file();
-        let found = if is_file { read(&path, key).ok()? } else { None };
+        let path = self.path(key, EMBEDDING);
+        let found = if is_file(&path).ok()? { read(&path, key).ok()? } else { None };
         if found.is_none() {
             let _ = listing::remove(&path);
         }
         found
     }
 
-    /// Keeps an embedding that was [`round`](super::round)ed, and removes the least recently used ones beyond the limit.
+    /// The state of a prompt that was put under `key`, of at most `max_bytes`; it is the most recently used then. Errors (kind
+    /// other): what is there cannot be read, or is not sound and was removed. Cost: allocates it and hashes it.
+    pub fn get_prompt(&self, key: &Key, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        let path = self.path(key, PROMPT);
+        let failed = |e: io::Error| Error::other("cannot read what was kept of the prompt").because(e).at(&path);
+        let found = match is_file(&path) {
+            Ok(true) => open(&path).and_then(|file| {
+                let found = prompt::read(&file, file.metadata()?.len(), key, max_bytes)?;
+                found.iter().for_each(|_| touch(&file));
+                Ok(found)
+            }),
+            Ok(false) => Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => Err(e),
+        };
+        match found {
+            Ok(Some(state)) => Ok(Some(state)),
+            Ok(None) => {
+                let _ = listing::remove(&path);
+                Err(Error::other("what was kept of the prompt is damaged and was removed").at(&path))
+            }
+            // Somebody else removed it meanwhile.
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Keeps an embedding that was [`round`](super::round)ed, and removes the least recently used entries beyond the limit.
     /// One that is larger than the limit is not kept. Directory and file are for this user alone.
     ///
     /// Errors (kind other): the directory or a file in it cannot be written.
@@ -85,26 +114,40 @@ impl Store {
         if n_bytes.is_none_or(|n| n > self.limit_bytes) {
             return Ok(());
         }
-        let write = || -> io::Result<()> {
-            make_private(&self.dir)?;
-            let temporary = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(&self.dir)?;
-            temporary.as_file().write_all(&entry::encode(key, embedding))?;
-            touch(temporary.as_file());
-            match temporary.persist(self.path(key)) {
-                // Somebody cleared the cache meanwhile.
-                Err(e) if e.error.kind() == ErrorKind::NotFound => Ok(()),
-                Err(e) => Err(e.error),
-                Ok(_) => self.evict(),
-            }
-        };
-        write().map_err(|e| Error::other("cannot keep embeddings of pictures here").because(e).at(&self.dir))
+        let write = |mut file: &File| file.write_all(&entry::encode(key, embedding));
+        self.write(&self.path(key, EMBEDDING), write)
+            .map_err(|e| Error::other("cannot keep embeddings of pictures here").because(e).at(&self.dir))
+    }
+
+    /// Keeps the state of a prompt in the same way. Errors: the same. Cost: a hash over it.
+    pub fn put_prompt(&self, key: &Key, state: &[u8]) -> Result<()> {
+        if prompt::n_bytes(state.len() as u64) > self.limit_bytes {
+            return Ok(());
+        }
+        self.write(&self.path(key, PROMPT), |file| prompt::write(file, key, state))
+            .map_err(|e| Error::other("cannot keep prompts here").because(e).at(&self.dir))
+    }
+
+    /// Makes a file appear at `path`, complete, and keeps the limit.
+    fn write(&self, path: &Path, write: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
+        make_private(&self.dir)?;
+        let temporary = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(&self.dir)?;
+        write(temporary.as_file())?;
+        touch(temporary.as_file());
+        match temporary.persist(path) {
+            // Somebody cleared the cache meanwhile.
+            Err(e) if e.error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e.error),
+            Ok(_) => self.evict(),
+        }
     }
 
     /// What is there now; nothing if there is no directory. Errors (kind other): it cannot be listed.
     pub fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
-        for found in self.list()?.iter().filter(|found| found.kind == Kind::Entry) {
+        for found in self.list()?.iter().filter(|found| found.kind != Kind::Temporary) {
             usage.n_entries += 1;
+            usage.n_prompts += usize::from(found.kind == Kind::Prompt);
             usage.n_bytes = usage.n_bytes.saturating_add(found.n_bytes);
             usage.oldest = Some(usage.oldest.map_or(found.modified, |t| t.min(found.modified)));
             usage.newest = Some(usage.newest.map_or(found.modified, |t| t.max(found.modified)));
@@ -112,7 +155,7 @@ impl Store {
         Ok(usage)
     }
 
-    /// Removes all embeddings and what is left of half-written ones, and nothing else. Errors (kind other): the directory
+    /// Removes all embeddings and prompts and what is left of half-written ones, and nothing else. Errors (kind other): the directory
     /// cannot be listed, or a file cannot be removed (the others are).
     pub fn clear(&self) -> Result<Cleared> {
         let mut cleared = Cleared::default();
@@ -123,7 +166,8 @@ impl Store {
                 continue;
             }
             match found.kind {
-                Kind::Entry => cleared.n_entries += 1,
+                Kind::Embedding => cleared.n_embeddings += 1,
+                Kind::Prompt => cleared.n_prompts += 1,
                 Kind::Temporary => cleared.n_temporary += 1,
             }
             cleared.n_bytes = cleared.n_bytes.saturating_add(found.n_bytes);
@@ -135,8 +179,8 @@ impl Store {
         list(&self.dir).map_err(|e| Error::other("cannot list the cache").because(e).at(&self.dir))
     }
 
-    fn path(&self, key: &Key) -> PathBuf {
-        self.dir.join(format!("{key}{ENTRY}"))
+    fn path(&self, key: &Key, extension: &str) -> PathBuf {
+        self.dir.join(format!("{key}{extension}"))
     }
 
     /// Removes what is beyond the limit, the least recently used first, and what killed processes left. Run after a file
@@ -144,7 +188,7 @@ impl Store {
     fn evict(&self) -> io::Result<()> {
         let now = SystemTime::now();
         let (mut entries, temporary): (Vec<_>, Vec<_>) =
-            list(&self.dir)?.into_iter().partition(|found| found.kind == Kind::Entry);
+            list(&self.dir)?.into_iter().partition(|found| found.kind != Kind::Temporary);
         let is_left_over = |found: &Found| now.duration_since(found.modified).is_ok_and(|age| age > HOUR);
         for found in temporary.iter().filter(|found| is_left_over(found)) {
             let _ = listing::remove(&found.path);
@@ -170,10 +214,20 @@ impl Store {
     }
 }
 
+/// Whether it is a file: opening a pipe would wait for its writer.
+fn is_file(path: &Path) -> io::Result<bool> {
+    Ok(fs::symlink_metadata(path)?.is_file())
+}
+
+/// Opens an entry so that its time can be set. Some systems let that be only where one may write; a disk that is read-only can
+/// still be read.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path).or_else(|_| File::open(path))
+}
+
 /// The embedding in a file; `None` if it is not sound. Errors: it cannot be read.
 fn read(path: &Path, key: &Key) -> io::Result<Option<ImageEmbedding>> {
-    // Some systems let a time be set only where one may write; a disk that is read-only can still be read.
-    let mut file = OpenOptions::new().read(true).write(true).open(path).or_else(|_| File::open(path))?;
+    let mut file = open(path)?;
     let n_bytes = file.metadata()?.len();
     let mut bytes = vec![0; entry::N_HEAD];
     if n_bytes < entry::N_HEAD as u64 {

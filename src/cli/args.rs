@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{FalseyValueParser, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use qvl::grounding::Selection;
 use qvl::memory::parse_bytes;
@@ -51,7 +51,7 @@ pub enum Command {
     Bench(BenchArgs),
     /// Check this build and this machine
     Doctor(DoctorArgs),
-    /// Show or empty the cache of picture embeddings
+    /// Show or empty the cache of picture embeddings and prompts
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Print completions for a shell
@@ -81,6 +81,8 @@ pub struct AskArgs {
     pub context: ContextArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub prompt_cache: PromptCacheArgs,
     /// Go on with the conversation in FILE, or begin one there; what was read before is not read again
     #[arg(long, value_name = "FILE", conflicts_with = "raw")]
     pub session: Option<PathBuf>,
@@ -143,6 +145,8 @@ pub struct DetectArgs {
     pub context: ContextArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub prompt_cache: PromptCacheArgs,
     /// Print one JSON object
     #[arg(long, conflicts_with_all = ["coco", "csv"])]
     pub json: bool,
@@ -473,9 +477,18 @@ pub struct CacheArgs {
     pub limit: CacheLimitArgs,
 }
 
+/// For commands that ask one question.
+#[derive(Args)]
+pub struct PromptCacheArgs {
+    /// Keep what was read of the prompt up to its last picture in the cache, too: the next question about the picture, in
+    /// another process, is read from there on (0.5 MiB a position for the real model in f16)
+    #[arg(long, env = "QVL_CACHE_PROMPT", value_parser = FalseyValueParser::new())]
+    pub cache_prompt: bool,
+}
+
 #[derive(Args)]
 pub struct CacheLimitArgs {
-    /// Disk space for embeddings of pictures, like 512M or 2G; 0 is as --no-cache
+    /// Disk space for embeddings of pictures and for prompts, like 512M or 2G; 0 is as --no-cache
     #[arg(long, env = "QVL_CACHE_SIZE", value_name = "SIZE", default_value = "1G", value_parser = size)]
     pub cache_size: u64,
 }

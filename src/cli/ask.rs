@@ -62,6 +62,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         images: &args.images,
         context: &args.context,
         cache: &args.cache,
+        prompt_cache: &args.prompt_cache,
         generation: &args.generation,
         quiet,
         start,

@@ -1,4 +1,4 @@
-//! `qvl cache`: what is kept of pictures that were seen.
+//! `qvl cache`: what is kept of pictures that were seen, and of prompts that were read.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,13 +31,18 @@ fn info(args: &CacheInfoArgs) -> Result<()> {
         return print_json(&json!({
             "directory": store.directory().display().to_string(),
             "entries": usage.n_entries,
+            "prompts": usage.n_prompts,
             "bytes": usage.n_bytes,
             "limit_bytes": store.limit_bytes(),
             "oldest_use": usage.oldest.map(seconds),
             "newest_use": usage.newest.map(seconds),
         }));
     }
-    let mut text = format!("directory  {}\nentries    {}\n", store.directory().display(), usage.n_entries);
+    let entries = match usage.n_prompts {
+        0 => usage.n_entries.to_string(),
+        n => format!("{} ({} and {})", usage.n_entries, embeddings(usage.n_entries - n), prompts(n)),
+    };
+    let mut text = format!("directory  {}\nentries    {entries}\n", store.directory().display());
     let limit = match store.limit_bytes() {
         0 => "off".to_owned(),
         n => human_bytes(n),
@@ -53,15 +58,22 @@ fn info(args: &CacheInfoArgs) -> Result<()> {
 fn clear() -> Result<()> {
     // The limit is for what is put.
     let cleared = store(0)?.clear()?;
-    let entries = match cleared.n_entries {
-        1 => "1 embedding".to_owned(),
-        n => format!("{n} embeddings"),
-    };
-    let half_written = match cleared.n_temporary {
-        0 => String::new(),
-        n => format!(" and {n} half-written"),
-    };
-    print(&format!("removed {entries}{half_written}, {}\n", human_bytes(cleared.n_bytes)))
+    let mut removed = embeddings(cleared.n_embeddings);
+    if cleared.n_prompts > 0 {
+        let _ = write!(removed, " and {}", prompts(cleared.n_prompts));
+    }
+    if cleared.n_temporary > 0 {
+        let _ = write!(removed, " and {} half-written", cleared.n_temporary);
+    }
+    print(&format!("removed {removed}, {}\n", human_bytes(cleared.n_bytes)))
+}
+
+fn embeddings(n: usize) -> String {
+    if n == 1 { "1 embedding".to_owned() } else { format!("{n} embeddings") }
+}
+
+fn prompts(n: usize) -> String {
+    if n == 1 { "1 prompt".to_owned() } else { format!("{n} prompts") }
 }
 
 /// How long ago, in the largest unit of which it is at least two.

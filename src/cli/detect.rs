@@ -60,6 +60,7 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
         images: &args.images,
         context: &args.context,
         cache: &args.cache,
+        prompt_cache: &args.prompt_cache,
         generation: &generation,
         quiet,
         start,

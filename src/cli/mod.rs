@@ -21,6 +21,7 @@ mod once;
 mod output;
 mod pipeline;
 mod plan;
+mod prompt_cache;
 mod quality;
 mod room;
 mod see;
@@ -43,6 +44,9 @@ use args::{Cli, Command};
 /// Set by the first Ctrl-C; computations end early then and keep what came.
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// Whether `-v` was given.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     qvl::mmap::explain_faults();
@@ -54,9 +58,9 @@ pub fn main() -> ExitCode {
     if cli.command.computes() {
         busy::share_cores();
     }
-    let verbose = cli.verbose;
-    set_log(move |level, text| {
-        if verbose || level == LogLevel::Error && std::env::var_os("QVL_DEBUG").is_some() {
+    VERBOSE.store(cli.verbose, Ordering::Relaxed);
+    set_log(|level, text| {
+        if VERBOSE.load(Ordering::Relaxed) || level == LogLevel::Error && std::env::var_os("QVL_DEBUG").is_some() {
             print_error(text);
         }
     });
@@ -117,6 +121,13 @@ fn report(error: &Error) -> ExitCode {
 /// Writes to stderr; where nobody listens there is nobody to tell (`eprint!` would panic).
 fn print_error(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Says something that only matters to who wants to know more (`-v`).
+fn print_verbose(text: &str) {
+    if VERBOSE.load(Ordering::Relaxed) {
+        print_error(text);
+    }
 }
 
 /// Reads a prompt or a list of ids, in full but not without end.

@@ -12,7 +12,8 @@ use qvl::session::{Answer, GenerateSettings, Generation, Seen, Session, Snapshot
 use serde_json::{Value, json};
 
 use super::answers::{ms, sampling};
-use super::args::{CacheArgs, ContextArgs, GenerationArgs, ImageArgs, ModelArgs};
+use super::args::{CacheArgs, ContextArgs, GenerationArgs, ImageArgs, ModelArgs, PromptCacheArgs};
+use super::prompt_cache::{self, Beginning};
 use super::room::Fitted;
 use super::see::{TextMemory, Viewer};
 use super::{STOP, pipeline, print_error, room};
@@ -23,6 +24,7 @@ pub struct Query<'a> {
     pub images: &'a ImageArgs,
     pub context: &'a ContextArgs,
     pub cache: &'a CacheArgs,
+    pub prompt_cache: &'a PromptCacheArgs,
     pub generation: &'a GenerationArgs,
     pub quiet: bool,
     /// When the program began.
@@ -66,8 +68,9 @@ pub struct Outcome {
     pub last_size: Option<(u32, u32)>,
     /// For a conversation that goes on.
     pub kept: Option<Kept>,
-    /// Positions of the prompt that needed not be read again, if it went on.
-    n_reused: Option<usize>,
+    /// Positions of the prompt that needed not be read again.
+    n_reused: usize,
+    is_session: bool,
     n_prompt: usize,
     n_image: usize,
     n_cached: usize,
@@ -121,9 +124,11 @@ pub fn answer(
     let mut load = query.start.elapsed();
 
     let encode_start = Instant::now();
-    let later = TextMemory::Later(room::fitted_phase(text, query.context, &fitted).bytes());
+    let text_bytes = room::fitted_phase(text, query.context, &fitted).bytes();
     // The mmproj is unmapped before this ends, and the text weights are touched only later.
-    let sight = Viewer::new(query.model, query.context, query.cache, later, query.quiet).see(text, &pictures)?;
+    let later = TextMemory::Later(text_bytes);
+    let mut viewer = Viewer::new(query.model, query.context, query.cache, later, query.quiet);
+    let sight = viewer.see(text, &pictures)?;
     let seen: Vec<_> = sight.embeddings.into_iter().map(Seen::new).collect();
     let images: Vec<Arc<Seen>> = [query.past.map_or(&[][..], |past| past.images), &seen].concat();
     let encode = if pictures.is_empty() { Duration::ZERO } else { encode_start.elapsed() };
@@ -132,6 +137,8 @@ pub fn answer(
     drop(pictures);
 
     let load_start = Instant::now();
+    let store = prompt_cache::store(query, viewer);
+    let beginning = Beginning::new(query, text, (&fitted.settings, text_bytes), (prompt, &images), store)?;
     let model = pipeline::load_model(text, query.context, fitted.n_kept, query.quiet)?;
     let mut session = Session::new(text, &model, &fitted.settings, &STOP)?;
     load += load_start.elapsed();
@@ -141,7 +148,10 @@ pub fn answer(
     if let Some(past) = query.past {
         resume(&mut session, past.snapshot, query.quiet);
     }
-    let n_reused = session.prefill(prompt, &images)?;
+    let n_reused = match &beginning {
+        Some(beginning) => beginning.prefill(&mut session, prompt, &images)?,
+        None => session.prefill(prompt, &images)?,
+    };
     drop(spinner);
     let prefill = prefill_start.elapsed();
 
@@ -165,11 +175,15 @@ pub fn answer(
         Some(_) => Some(Kept { snapshot: session.snapshot(&images)?, seen }),
         None => None,
     };
+    if let Some(beginning) = beginning {
+        beginning.keep(&mut session, n_reused);
+    }
     Ok(Outcome {
         answer,
         last,
         last_size,
-        n_reused: kept.as_ref().map(|_| n_reused),
+        n_reused,
+        is_session: kept.is_some(),
         kept,
         n_prompt,
         n_image,
@@ -196,12 +210,13 @@ impl Outcome {
     pub fn usage(&self) -> Value {
         let mut usage = json!({
             "prompt_tokens": self.n_prompt,
+            "prompt_tokens_details": {"cached_tokens": self.n_reused},
             "image_tokens": self.n_image,
             "cached_image_tokens": self.n_cached,
             "completion_tokens": self.answer.n_tokens,
         });
-        if let Some(n_reused) = self.n_reused {
-            usage["reused_tokens"] = n_reused.into();
+        if self.is_session {
+            usage["reused_tokens"] = self.n_reused.into();
         }
         usage
     }

@@ -258,6 +258,15 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, n_kept: Option<usize>, qu
     if args.device != "cpu" {
         return Err(Error::usage(format!("device {:?} is not in this build (it has: cpu)", args.device)));
     }
+    let mut model = text.load(model_params(text, args))?;
+    if let Some(n_kept) = n_kept {
+        model.keep_layers(text.path(), text.layers().to_vec(), n_kept)?;
+    }
+    Ok(model)
+}
+
+/// How weights are loaded.
+pub fn model_params(text: &TextFile, args: &ContextArgs) -> ModelParams {
     let load = match (args.no_mmap, args.mlock) {
         (true, _) => LoadMode::Read,
         (false, true) => LoadMode::MapAndLock,
@@ -268,12 +277,7 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, n_kept: Option<usize>, qu
         GpuLayers::All => -1,
         GpuLayers::Exactly(n) => i32::from(n),
     };
-    let mut model =
-        text.load(ModelParams { load, n_gpu_layers, repack: room::repack(text, args) == Repack::Copies })?;
-    if let Some(n_kept) = n_kept {
-        model.keep_layers(text.path(), text.layers().to_vec(), n_kept)?;
-    }
-    Ok(model)
+    ModelParams { load, n_gpu_layers, repack: room::repack(text, args) == Repack::Copies }
 }
 
 /// Settings of a session for a prompt of `n_prompt` positions, read `n_batch` at a time, and `n_predict` more, after a look at

@@ -114,6 +114,11 @@ impl<'a> Viewer<'a> {
         Ok(Sight { embeddings: keys.iter().map(of).collect::<Result<_>>()?, n_cached })
     }
 
+    /// The cache on disk, if it was opened and works.
+    pub fn into_store(self) -> Option<Store> {
+        self.cache.and_then(Cache::into_store)
+    }
+
     /// Opens the cache, unless it is off or open. Without a directory it is in memory alone.
     fn open_cache(&mut self) {
         if self.limit_bytes == 0 || self.cache.is_some() {

@@ -41,6 +41,13 @@ impl Prompt {
         self.chunks.iter().map(size).sum()
     }
 
+    /// How many positions there are up to the last picture, with its closing tag; 0 if there is no picture.
+    pub fn n_to_last_image(&self, n_queries: usize) -> usize {
+        let last = self.chunks.iter().rposition(|chunk| matches!(chunk, Chunk::Image(_)));
+        let upto = |last: usize| Prompt { chunks: self.chunks[..=last].to_vec() }.n_positions(n_queries) + 1;
+        last.map_or(0, upto)
+    }
+
     /// How many pictures the prompt shows (one shown twice counts twice).
     pub fn n_images(&self) -> usize {
         self.images().count()
@@ -179,9 +186,11 @@ mod tests {
         assert_eq!(prompt.n_positions(4), 13);
         assert_eq!(prompt.images().collect::<Vec<_>>(), [3, 0]);
         assert_eq!(prompt.n_images(), 2);
+        assert_eq!(prompt.n_to_last_image(4), 12);
         let flat: Vec<u32> = prompt.ids_with_slots(TokenId(0), 2).iter().map(|id| id.0).collect();
         assert_eq!(flat, [7, 1, 0, 0, 2, 0, 0, 2, 9]);
         assert_eq!(Prompt::default().n_positions(4), 0);
+        assert_eq!(Prompt { chunks: vec![ids(&[7, 1])] }.n_to_last_image(4), 0);
     }
 
     #[test]

@@ -5,12 +5,14 @@ mod generate;
 mod line;
 mod logprobs;
 mod many;
+mod prefix;
 mod text_file;
 
 pub use generate::{Answer, Choice, Finish, GenerateSettings, Generation, generate};
 pub use line::{ImageId, Mark, Seen};
 pub use logprobs::TokenLogprobs;
 pub use many::{Next, Sequences};
+pub use prefix::{Prefix, PrefixId};
 pub use text_file::{ModelId, TextFile};
 
 use std::borrow::Cow;
@@ -158,10 +160,16 @@ impl<'m> Session<'m> {
     /// Returns how many positions were there already, from a prompt before and what was generated after it.
     /// Errors: kind usage when it is empty or does not fit the context.
     pub fn prefill(&mut self, prompt: &Prompt, images: &[Arc<Seen>]) -> Result<usize> {
+        self.prefill_in_two(prompt, images, 0)
+    }
+
+    /// The same, but no batch goes over position `n_first`, as if what is before it had been there already.
+    fn prefill_in_two(&mut self, prompt: &Prompt, images: &[Arc<Seen>], n_first: usize) -> Result<usize> {
         let line = self.begin(prompt, images)?;
         let n_kept = n_common(&self.read, &line).min(line.len() - 1);
         self.read.truncate(n_kept);
-        for batch in line[n_kept..].chunks(self.n_batch()) {
+        let (first, second) = line[n_kept..].split_at(n_first.saturating_sub(n_kept));
+        for batch in first.chunks(self.n_batch()).chain(second.chunks(self.n_batch())) {
             self.feed(batch, Outputs::Last)?;
         }
         Ok(n_kept)

@@ -39,6 +39,13 @@ mod addresses;
 /// The cache of embeddings: warm is as cold, and nothing that happens to its files is more than a miss.
 mod cache;
 
+/// `--cache-prompt`: warm is as cold, and nothing that happens to its files is more than a miss.
+mod prompt_cache;
+
+/// A disk that is full.
+#[cfg(target_os = "linux")]
+mod full_disk;
+
 /// `qvl ask --annotate`: the picture that is written.
 mod annotate;
 
@@ -136,6 +143,10 @@ mod bench;
 /// Memory of one process over many answers.
 #[cfg(target_os = "linux")]
 mod steady;
+
+/// A conversation of fifty turns.
+#[cfg(target_os = "linux")]
+mod turns;
 
 /// `qvl doctor`, completions and man pages.
 mod manual;

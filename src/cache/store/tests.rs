@@ -53,14 +53,14 @@ fn the_least_recently_used_leaves_first() {
     let (_dir, store) = store(3);
     for n in 1..=3 {
         store.put(&key(n), &embedding(n)).unwrap();
-        set_age(&store.path(&key(n)), 100 - u64::from(n));
+        set_age(&store.path(&key(n), EMBEDDING), 100 - u64::from(n));
     }
     assert!(store.get(&key(1)).is_some(), "a hit renews");
     store.put(&key(4), &embedding(4)).unwrap();
-    let there = |n| store.path(&key(n)).exists();
+    let there = |n| store.path(&key(n), EMBEDDING).exists();
     assert_eq!([1, 2, 3, 4].map(there), [true, false, true, true]);
     // One whose time lies far ahead leaves before all others.
-    let file = File::options().write(true).open(store.path(&key(4))).unwrap();
+    let file = File::options().write(true).open(store.path(&key(4), EMBEDDING)).unwrap();
     file.set_modified(SystemTime::now() + 2 * HOUR).unwrap();
     store.put(&key(5), &embedding(5)).unwrap();
     assert_eq!([1, 3, 4, 5].map(there), [true, true, false, true]);
@@ -87,7 +87,7 @@ fn the_limit_holds() {
 #[test]
 fn what_is_not_sound_is_a_miss_and_removed() {
     let (_dir, store) = store(9);
-    let path = store.path(&key(1));
+    let path = store.path(&key(1), EMBEDDING);
     store.put(&key(1), &embedding(1)).unwrap();
     let sound = fs::read(&path).unwrap();
     let other = entry::encode(&key(2), &embedding(2));
@@ -127,7 +127,7 @@ fn what_is_not_sound_is_a_miss_and_removed() {
 #[cfg(unix)]
 fn a_pipe_or_a_link_under_the_name_is_no_entry() {
     let (dir, store) = store(9);
-    let path = store.path(&key(1));
+    let path = store.path(&key(1), EMBEDDING);
     assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
     assert_eq!(store.get(&key(1)), None);
     assert!(!path.exists());
@@ -154,7 +154,7 @@ fn directory_and_files_are_private() {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir.path().join("a")), 0o700);
     assert_eq!(mode(store.directory()), 0o700);
-    assert_eq!(mode(&store.path(&key(1))), 0o600);
+    assert_eq!(mode(&store.path(&key(1), EMBEDDING)), 0o600);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn only_our_own_files_are_removed() {
     assert!(left(".emb-new.tmp"), "it may still be written");
     assert!(!left(".emb-old.tmp"), "its process was killed");
 
-    let expect = Cleared { n_entries: 1, n_temporary: 1, n_bytes: N_BYTES + 10 };
+    let expect = Cleared { n_embeddings: 1, n_prompts: 0, n_temporary: 1, n_bytes: N_BYTES + 10 };
     assert_eq!(store.clear().unwrap(), expect);
     let mut others = others.map(str::to_owned);
     others.sort();
@@ -222,7 +222,7 @@ fn many_at_once() {
                     }
                     match (thread, round % 50) {
                         (0, 49) => drop(store.clear().unwrap()),
-                        (1, 49) => drop(fs::write(store.path(&key(n)), b"torn")),
+                        (1, 49) => drop(fs::write(store.path(&key(n), EMBEDDING), b"torn")),
                         _ => {}
                     }
                 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
@@ -74,6 +74,16 @@ impl Journal {
     /// Whether an item needs not be done.
     pub fn has(&self, id: &Value) -> bool {
         self.done.contains(&id.to_string())
+    }
+
+    /// Waits until the disk has all lines. Errors: it has not; some disks tell only now that they are full.
+    pub fn sync(&self) -> Result<()> {
+        match self.file.sync_all() {
+            // What cannot be waited for is as safe as it can be.
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+            Err(e) => Err(Error::other("cannot write the output").because(e).at(&self.path)),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Appends a line at once. Errors: it cannot be written (a full disk); what was written of it is cut off again.

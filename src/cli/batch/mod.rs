@@ -46,7 +46,7 @@ pub fn run(args: &BatchArgs, quiet: bool) -> Result<()> {
     };
     let mut worker = Worker::new(args, &text, quiet)?;
     let model = pipeline::load_model(&text, &args.context, None, quiet)?;
-    let worked = worker.run(&model, &mut items, &mut report);
+    let worked = worker.run(&model, &mut items, &mut report).and_then(|()| report.journal.sync());
     report.bar.finish_and_clear();
     if !quiet {
         let Report { n_done, n_failed, n_before, .. } = report;
@@ -87,17 +87,19 @@ impl Report {
 
     /// An answer.
     fn done(&mut self, answer: &Value) -> Result<()> {
+        self.journal.append(answer)?;
         self.n_done += 1;
         self.bar.inc(1);
-        self.journal.append(answer)
+        Ok(())
     }
 
     /// What went wrong with an item. The run goes on.
     fn failed(&mut self, id: &Value, error: &Error) -> Result<()> {
+        let code = error.kind().exit_code();
+        self.journal.append(&json!({"id": id, "error": error.to_string(), "code": code}))?;
         self.n_failed += 1;
         self.bar.inc(1);
-        let code = error.kind().exit_code();
-        self.journal.append(&json!({"id": id, "error": error.to_string(), "code": code}))
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use qvl::tokenizer::{N_SPECIAL, TokenId};
 use serde::{Deserialize, Serialize};
 
 use super::super::answers::ms;
-use super::super::args::{BenchArgs, CacheArgs, CacheLimitArgs, GenerationArgs, ModelArgs};
+use super::super::args::{BenchArgs, CacheArgs, CacheLimitArgs, GenerationArgs, ModelArgs, PromptCacheArgs};
 use super::super::once::{self, LastPicture, Query};
 use super::super::{STOP, pipeline, print_json};
 use super::plan::{self, Case};
@@ -168,6 +168,7 @@ fn question(
         images: &args.images,
         context: &args.context,
         cache: &cache,
+        prompt_cache: &PromptCacheArgs { cache_prompt: false },
         generation: &generation,
         quiet: true,
         start,

@@ -9,7 +9,7 @@ use qvl::session::{Answer, Finish, Generation, Session, SessionSettings, Snapsho
 use crate::cli::answers::{Keep, Trimmed, sampling, stops};
 use crate::cli::args::{ContextArgs, GenerationArgs};
 use crate::cli::room::Fitted;
-use crate::cli::{STOP, once, pipeline, print, print_error, room};
+use crate::cli::{STOP, once, pipeline, print, print_error, print_verbose, room};
 
 /// Positions that are read together: compute buffers stay small, and Ctrl-C does not wait long.
 const N_BATCH: usize = 512;
@@ -96,8 +96,10 @@ impl<'m> Voice<'m> {
         self.make_room(n_prompt, n_predict)?;
 
         let spinner = pipeline::spinner(self.quiet, "reading".to_owned());
-        self.session.prefill(&prompt, &conversation.images())?;
+        let n_reused = self.session.prefill(&prompt, &conversation.images())?;
         drop(spinner);
+        let n_new = n_prompt - n_reused;
+        print_verbose(&format!("note: read {n_new} of {n_prompt} tokens, the others were there\n"));
 
         let mut settings = sampling(flags, h);
         settings.seed = settings.seed.wrapping_add(question.n_retries);
