@@ -51,11 +51,6 @@ fn row(t: Operand<'_>, head: usize, i: usize) -> &[f32] {
     unsafe { Operand { bytes: &t.bytes[start..start + t.dims[0] * size_of::<f32>()], ..t }.values() }
 }
 
-/// A pair of values as bf16, rounded to even, the first in the low half.
-fn pair(a: f32, b: f32) -> u32 {
-    u32::from(half::bf16::from_f32(a).to_bits()) | u32::from(half::bf16::from_f32(b).to_bits()) << 16
-}
-
 /// A head in bf16, and room for what six queries need.
 struct Packed {
     d: usize,
@@ -64,7 +59,7 @@ struct Packed {
     keys: Vec<[u32; ROWS]>,
     /// `[d / 32][pair of keys][32 of d]`.
     values: Vec<[u32; ROWS]>,
-    /// `[query][pair of d]`.
+    /// `[query][pair of d]`, filled up to whole panels.
     queries: Vec<u32>,
     /// `[query][key]`.
     scores: Vec<f32>,
@@ -72,21 +67,27 @@ struct Packed {
     weights: Vec<u32>,
     /// `[query][d]`.
     sums: Vec<f32>,
+    /// Two rows of d, filled up to whole panels.
+    rows: Vec<f32>,
+    /// What `rows` is in bf16.
+    pairs: Vec<u32>,
 }
 
 impl Packed {
     fn new(d: usize, n_kv: usize) -> Self {
         let (key_panels, d_panels) = (n_kv.div_ceil(ROWS), d.div_ceil(ROWS));
-        let n_keys = key_panels * ROWS;
+        let (n_keys, d_rows) = (key_panels * ROWS, d_panels * ROWS);
         Packed {
             d,
             n_kv,
             keys: vec![[0; ROWS]; key_panels * d.div_ceil(2)],
             values: vec![[0; ROWS]; d_panels * n_keys / 2],
-            queries: vec![0; COLUMNS * d.div_ceil(2)],
+            queries: vec![0; COLUMNS * d_rows / 2],
             scores: vec![0.0; COLUMNS * n_keys],
             weights: vec![0; COLUMNS * n_keys / 2],
-            sums: vec![0.0; COLUMNS * d_panels * ROWS],
+            sums: vec![0.0; COLUMNS * d_rows],
+            rows: vec![0.0; 2 * d_rows],
+            pairs: vec![0; d_rows],
         }
     }
 
@@ -97,21 +98,31 @@ impl Packed {
 
     /// Takes the keys and values of a head.
     fn fill(&mut self, head: usize, k: Operand<'_>, v: Operand<'_>) {
-        let n_pairs = self.d.div_ceil(2);
+        let (n_pairs, n_key_pairs) = (self.d.div_ceil(2), self.weights.len() / COLUMNS);
+        self.rows.fill(0.0);
         for i in 0..self.n_kv {
-            for (p, two) in row(k, head, i).chunks(2).enumerate() {
-                self.keys[i / ROWS * n_pairs + p][i % ROWS] = pair(two[0], two.get(1).copied().unwrap_or(0.0));
+            self.rows[..self.d].copy_from_slice(row(k, head, i));
+            self.round();
+            for (p, pair) in self.pairs[..n_pairs].iter().enumerate() {
+                self.keys[i / ROWS * n_pairs + p][i % ROWS] = *pair;
             }
         }
-        let n_key_pairs = self.weights.len() / COLUMNS;
         for i in (0..self.n_kv).step_by(2) {
-            let first = row(v, head, i);
-            let second = if i + 1 < self.n_kv { row(v, head, i + 1) } else { &[] };
-            for (e, a) in first.iter().enumerate() {
-                let b = second.get(e).copied().unwrap_or(0.0);
-                self.values[e / ROWS * n_key_pairs + i / 2][e % ROWS] = pair(*a, b);
+            self.rows.fill(0.0);
+            for (second, i) in (i..self.n_kv.min(i + 2)).enumerate() {
+                self.rows[second..].iter_mut().step_by(2).zip(row(v, head, i)).for_each(|(to, x)| *to = *x);
+            }
+            self.round();
+            for (panel, pairs) in self.pairs.as_chunks::<ROWS>().0.iter().enumerate() {
+                self.values[panel * n_key_pairs + i / 2] = *pairs;
             }
         }
+    }
+
+    /// `pairs` from `rows`.
+    fn round(&mut self) {
+        // SAFETY: `Kernels::detect` has seen what the CPU needs.
+        unsafe { to_bf16(&self.rows, &mut self.pairs) };
     }
 
     /// The sums of `columns`, at most six queries: `[query][d_rows]`.
@@ -122,14 +133,15 @@ impl Packed {
     unsafe fn attend(&mut self, head: usize, q: Operand<'_>, columns: std::ops::Range<usize>) -> &[f32] {
         let (n_pairs, n_key_pairs, n_keys) =
             (self.d.div_ceil(2), self.weights.len() / COLUMNS, self.scores.len() / COLUMNS);
-        for (j, i) in columns.enumerate() {
-            for (p, two) in row(q, head, i).chunks(2).enumerate() {
-                self.queries[j * n_pairs + p] = pair(two[0], two.get(1).copied().unwrap_or(0.0));
-            }
+        let d_rows = self.d_rows();
+        self.rows.fill(0.0);
+        for (queries, i) in self.queries.chunks_exact_mut(d_rows / 2).zip(columns) {
+            self.rows[..self.d].copy_from_slice(row(q, head, i));
+            to_bf16(&self.rows[..d_rows], queries);
         }
         for (i, panel) in self.keys.chunks_exact(n_pairs).enumerate() {
-            // SAFETY: by this function's contract; six queries of n_pairs.
-            let tile = unsafe { avx512::bf16_tile(panel, &self.queries, n_pairs) };
+            // SAFETY: by this function's contract; six queries of d_rows / 2 pairs.
+            let tile = unsafe { avx512::bf16_tile(panel, &self.queries, d_rows / 2) };
             for (j, column) in tile.iter().enumerate() {
                 self.scores[j * n_keys + i * ROWS..][..ROWS].copy_from_slice(column);
             }
@@ -141,7 +153,6 @@ impl Packed {
             scores[self.n_kv..].fill(f32::NEG_INFINITY);
             *inverse = 1.0 / softmax(scores, scale, weights);
         }
-        let d_rows = self.d_rows();
         for (i, panel) in self.values.chunks_exact(n_key_pairs).enumerate() {
             // SAFETY: by this function's contract; six rows of n_key_pairs weights.
             let tile = unsafe { avx512::bf16_tile(panel, &self.weights, n_key_pairs) };
@@ -164,13 +175,23 @@ fn softmax(scores: &[f32], scale: f32, weights: &mut [u32]) -> f32 {
     let (largest, scale) = (_mm512_set1_ps(_mm512_reduce_max_ps(largest)), _mm512_set1_ps(scale));
     let mut sum = _mm512_setzero_ps();
     for (two, to) in chunks.as_chunks::<2>().0.iter().zip(weights.as_chunks_mut::<LANES>().0) {
-        let [low, high] = [0, 1].map(|i| avx512::exp(_mm512_mul_ps(_mm512_sub_ps(load(&two[i]), largest), scale)));
+        let low = avx512::exp(_mm512_mul_ps(_mm512_sub_ps(load(&two[0]), largest), scale));
+        let high = avx512::exp(_mm512_mul_ps(_mm512_sub_ps(load(&two[1]), largest), scale));
         sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-        // SAFETY: 32 bf16 are 16 pairs.
-        unsafe {
-            let bits = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), bits);
-        }
+        // SAFETY: 16 pairs.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), avx512::to_pairs(low, high)) };
     }
     _mm512_reduce_add_ps(sum)
+}
+
+/// Pairs of consecutive values; 32 of them are 16 pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn to_bf16(values: &[f32], pairs: &mut [u32]) {
+    for (two, to) in values.as_chunks::<{ 2 * LANES }>().0.iter().zip(pairs.as_chunks_mut::<LANES>().0) {
+        // SAFETY: 32 values, 16 pairs.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(two.as_ptr()), _mm512_loadu_ps(two.as_ptr().add(LANES)));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), avx512::to_pairs(low, high));
+        }
+    }
 }

@@ -2,9 +2,11 @@
 //!
 //! Every loop keeps 2 registers of rows × 6 columns of sums: twelve independent sums hide the four cycles of latency, and
 //! two loads of weights with six broadcasts serve twelve multiplications, which the load ports keep up with.
+//! Loops over registers count, since closures (of `map`, say) do not have the features of the function around them, and those that
+//! the compiler does not inline put every register into memory.
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::columns::{COLUMNS, ColumnBlock, SMALLEST};
 use super::panel::{Form, PanelBlock};
@@ -38,17 +40,22 @@ const HALVES: u8 = Form::Halves as u8;
 unsafe fn int8_tile_of<const FORM: u8>(panel: &[PanelBlock], columns: &[ColumnBlock]) -> Tile {
     let mut sums = [[_mm512_setzero_ps(); 2]; COLUMNS];
     for (w, x) in panel.iter().zip(columns) {
-        let [scale, other] = [&w.scale, &w.other].map(|values| [load(values, 0), load(values, 1)]);
-        if FORM == HALVES {
-            add(&mut sums, dots::<0, 4>(w, x, &x.start_halves[0]), scale, &x.scale);
-            add(&mut sums, dots::<4, 8>(w, x, &x.start_halves[1]), other, &x.scale);
+        let scale = [load(&w.scale, 0), load(&w.scale, 1)];
+        if FORM == SCALE {
+            add(&mut sums, &dots::<0, 8>(w, x, &x.start), scale, &x.scale);
             continue;
         }
-        add(&mut sums, dots::<0, 8>(w, x, &x.start), scale, &x.scale);
-        if FORM == OFFSET {
-            for (sums, sum) in sums.iter_mut().zip(x.sum) {
-                let sum = _mm512_set1_ps(sum);
-                *sums = from_fn(|i| _mm512_fmadd_ps(other[i], sum, sums[i]));
+        let other = [load(&w.other, 0), load(&w.other, 1)];
+        if FORM == HALVES {
+            add(&mut sums, &dots::<0, 4>(w, x, &x.start_halves[0]), scale, &x.scale);
+            add(&mut sums, &dots::<4, 8>(w, x, &x.start_halves[1]), other, &x.scale);
+            continue;
+        }
+        add(&mut sums, &dots::<0, 8>(w, x, &x.start), scale, &x.scale);
+        for j in 0..COLUMNS {
+            let sum = _mm512_set1_ps(x.sum[j]);
+            for i in 0..2 {
+                sums[j][i] = _mm512_fmadd_ps(other[i], sum, sums[j][i]);
             }
         }
     }
@@ -63,14 +70,20 @@ fn dots<const FROM: usize, const TO: usize>(
     x: &ColumnBlock,
     start: &[i32; COLUMNS],
 ) -> [[__m512i; 2]; COLUMNS] {
-    let mut sums = start.map(|start| [_mm512_set1_epi32(start); 2]);
-    for (rows, columns) in w.bytes[FROM..TO].iter().zip(&x.bytes[FROM..TO]) {
-        let rows = rows.as_ptr().cast::<__m512i>();
+    let mut sums = [[_mm512_setzero_si512(); 2]; COLUMNS];
+    for j in 0..COLUMNS {
+        sums[j] = [_mm512_set1_epi32(start[j]); 2];
+    }
+    for k in FROM..TO {
+        let rows = w.bytes[k].as_ptr().cast::<__m512i>();
         // SAFETY: a quad of a panel is 128 bytes, aligned to 64.
         let rows = unsafe { [_mm512_load_si512(rows), _mm512_load_si512(rows.add(1))] };
-        for (sums, column) in sums.iter_mut().zip(columns) {
-            let column = _mm512_set1_epi32(i32::from_ne_bytes(column.map(|b| b as u8)));
-            *sums = from_fn(|i| _mm512_dpbusd_epi32(sums[i], rows[i], column));
+        for j in 0..COLUMNS {
+            let [a, b, c, d] = x.bytes[k][j];
+            let column = _mm512_set1_epi32(i32::from_ne_bytes([a as u8, b as u8, c as u8, d as u8]));
+            for i in 0..2 {
+                sums[j][i] = _mm512_dpbusd_epi32(sums[j][i], rows[i], column);
+            }
         }
     }
     sums
@@ -79,10 +92,12 @@ fn dots<const FROM: usize, const TO: usize>(
 /// `sums += ints · w · x`: `w` a scale a row, `x` one a column.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn add(sums: &mut [[__m512; 2]; COLUMNS], ints: [[__m512i; 2]; COLUMNS], w: [__m512; 2], x: &[f32; COLUMNS]) {
-    for ((sums, ints), x) in sums.iter_mut().zip(ints).zip(x) {
-        let x = _mm512_set1_ps(*x);
-        *sums = from_fn(|i| _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[i]), _mm512_mul_ps(w[i], x), sums[i]));
+fn add(sums: &mut [[__m512; 2]; COLUMNS], ints: &[[__m512i; 2]; COLUMNS], w: [__m512; 2], x: &[f32; COLUMNS]) {
+    for j in 0..COLUMNS {
+        let x = _mm512_set1_ps(x[j]);
+        for i in 0..2 {
+            sums[j][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[j][i]), _mm512_mul_ps(w[i], x), sums[j][i]);
+        }
     }
 }
 
@@ -137,18 +152,33 @@ pub unsafe fn bf16_tile(panel: &[[u32; 2 * LANES]], columns: &[u32], stride: usi
     for (k, rows) in panel.iter().enumerate() {
         // SAFETY: a pair of the panel is 32 × 4 bytes; bf16 pairs are plain bits; columns by this function's contract.
         unsafe {
-            let rows: [__m512bh; 2] = from_fn(|i| {
-                let bits = _mm512_loadu_si512(rows.as_ptr().add(LANES * i).cast());
-                std::mem::transmute::<__m512i, __m512bh>(bits)
-            });
-            for (j, sums) in sums.iter_mut().enumerate() {
-                let bits = _mm512_set1_epi32(*columns.get_unchecked(j * stride + k) as i32);
-                let column = std::mem::transmute::<__m512i, __m512bh>(bits);
-                *sums = from_fn(|i| _mm512_dpbf16_ps(sums[i], rows[i], column));
+            let rows = rows.as_ptr();
+            let rows = [bf16(_mm512_loadu_si512(rows.cast())), bf16(_mm512_loadu_si512(rows.add(LANES).cast()))];
+            for j in 0..COLUMNS {
+                let column = bf16(_mm512_set1_epi32(*columns.get_unchecked(j * stride + k) as i32));
+                for i in 0..2 {
+                    sums[j][i] = _mm512_dpbf16_ps(sums[j][i], rows[i], column);
+                }
             }
         }
     }
     to_tile(&sums)
+}
+
+/// 16 pairs of bf16 by their bits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bf16(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of any bits.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
+/// 32 values as pairs of bf16, rounded to even, the first of a pair in its low half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn to_pairs(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both are 64 bytes of any bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// eˣ within 2 units of the last place for x ≤ 0; 0 where that underflows.

@@ -92,18 +92,20 @@ impl Custom for Pack {
     }
 }
 
+/// Sixteen sums at once: fast, and more exact than one.
+fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f64 {
+    let mut sums = [0.0f32; LANES];
+    for chunk in values.chunks(LANES) {
+        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
+    }
+    sums.iter().map(|sum| f64::from(*sum)).sum()
+}
+
 /// LayerNorm of one column: (x − mean) / sqrt(biased variance + eps) · weight + bias.
 fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
-    // Sixteen sums at once: fast, and more exact than one.
-    let sum = |of: &dyn Fn(f32) -> f32| {
-        let mut sums = [0.0f32; LANES];
-        for chunk in values.chunks(LANES) {
-            sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
-        }
-        sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() / values.len() as f64
-    };
-    let mean = sum(&|x| x) as f32;
-    let variance = sum(&|x| (x - mean) * (x - mean)) as f32;
+    let n = values.len() as f64;
+    let mean = (sum(values, |x| x) / n) as f32;
+    let variance = (sum(values, |x| (x - mean) * (x - mean)) / n) as f32;
     let scale = 1.0 / (variance + eps).sqrt();
     for ((x, w), b) in values.iter_mut().zip(weight).zip(bias) {
         *x = (*x - mean) * scale * w + b;
