@@ -597,7 +597,7 @@ pub struct ContextArgs {
     /// x86-64, whose kernels read prompts faster without; elsewhere where there is room)
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub repack: RepackMode,
-    /// Kernels of the vision tower: the best that this CPU has, or ggml's everywhere
+    /// Kernels of the vision tower: the best that this CPU has (auto), ggml's, or ours for AVX-VNNI or AVX-512
     #[arg(long, env = "QVL_KERNELS", value_name = "NAME", default_value = "auto")]
     pub kernels: KernelsMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
@@ -629,6 +629,7 @@ pub enum RepackMode {
 pub enum KernelsMode {
     Auto,
     Ggml,
+    Avxvnni,
     Avx512,
 }
 

@@ -195,13 +195,13 @@ pub fn attention(args: &ContextArgs) -> Attention {
 
 /// Whose kernels compute the vision tower, where they can. Errors (kind usage): this CPU does not have them.
 fn kernels(args: &ContextArgs) -> Result<Kernels> {
-    let best = Kernels::detect();
     let wanted = match args.kernels {
-        KernelsMode::Auto => best,
+        KernelsMode::Auto => Kernels::detect(),
         KernelsMode::Ggml => Kernels::Ggml,
+        KernelsMode::Avxvnni => Kernels::AvxVnni,
         KernelsMode::Avx512 => Kernels::Avx512,
     };
-    if wanted != best && wanted != Kernels::Ggml {
+    if !wanted.is_available() {
         let name = wanted.name();
         return Err(Error::usage(format!(
             "--kernels {name}: this CPU, or the system on it, does not have what they need; leave it at auto"

@@ -8,13 +8,12 @@
 
 use std::arch::x86_64::*;
 
+use super::Tile;
 use super::columns::{COLUMNS, ColumnBlock, SMALLEST};
 use super::panel::{Form, PanelBlock};
 
 /// Lanes of a register of f32.
 pub const LANES: usize = 16;
-/// Rows of a tile in f32, `[column][row]`.
-pub type Tile = [[f32; 2 * LANES]; COLUMNS];
 
 /// Sums over all blocks of a panel times those of a group of columns.
 ///
@@ -130,7 +129,9 @@ fn to_tile(sums: &[[__m512; 2]; COLUMNS]) -> Tile {
 #[target_feature(enable = "avx512f")]
 pub unsafe fn to_int8(values: &[f32; 32]) -> ([i8; 32], f32) {
     let [low, high] = [0, 1].map(|i| load(values, i));
-    let largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+    // The bits of magnitudes are ordered as they are, with NaN on top, which thereby stays NaN.
+    let [low_bits, high_bits] = [low, high].map(|half| _mm512_castps_si512(_mm512_abs_ps(half)));
+    let largest = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(low_bits, high_bits)));
     let inverse = _mm512_set1_ps(if largest >= SMALLEST { 127.0 / largest } else { 0.0 });
     let mut bytes = [0i8; 32];
     for (half, to) in [low, high].into_iter().zip(bytes.as_chunks_mut::<16>().0) {
@@ -201,10 +202,22 @@ pub fn exp(x: __m512) -> __m512 {
     _mm512_scalef_ps(sum, n)
 }
 
+/// GELU of every value.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn gelu(tile: &mut Tile) {
+    for lanes in tile.as_flattened_mut().as_chunks_mut::<LANES>().0 {
+        // SAFETY: 16 values.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), gelu_of(_mm512_loadu_ps(lanes.as_ptr()))) };
+    }
+}
+
 /// x · Φ(x), Φ by the error function's rational approximation 7.1.26 of Abramowitz and Stegun, 1.5e-7 off at most.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn gelu(x: __m512) -> __m512 {
+fn gelu_of(x: __m512) -> __m512 {
     let one = _mm512_set1_ps(1.0);
     let z = _mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2)));
     let t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.327_591_1), one));

@@ -14,6 +14,8 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 mod columns;
 mod panel;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +31,8 @@ use crate::quant::GgmlType;
 pub enum Kernels {
     /// ggml's.
     Ggml,
+    /// Our products for AVX-VNNI, ggml's attention.
+    AvxVnni,
     /// Ours for AVX-512 with VNNI and BF16.
     Avx512,
 }
@@ -53,27 +57,78 @@ pub enum Activation {
     Gelu,
 }
 
+/// Rows of a tile of a product by columns, `[column][row]`.
+#[cfg(target_arch = "x86_64")]
+type Tile = [[f32; panel::ROWS]; columns::COLUMNS];
+
+/// The inner loops of products. What CPU they need, [`Kernels::is_available`] has seen.
+#[cfg(target_arch = "x86_64")]
+struct Inner {
+    /// Sums over all blocks of a panel times those of a group of columns.
+    int8_tile: unsafe fn(panel::Form, &[panel::PanelBlock], &[columns::ColumnBlock]) -> Tile,
+    /// 32 values times 127 / their largest magnitude, rounded to even; and the scale that undoes it. Zeros below
+    /// [`columns::SMALLEST`].
+    to_int8: unsafe fn(&[f32; panel::DEPTH]) -> ([i8; panel::DEPTH], f32),
+    /// x · Φ(x).
+    gelu: unsafe fn(&mut Tile),
+}
+
 impl Kernels {
+    /// All, the best last.
+    pub const ALL: [Self; 3] = [Kernels::Ggml, Kernels::AvxVnni, Kernels::Avx512];
+
     /// The best that this CPU and system have. Cost: reads what the standard library has cached.
-    #[cfg(target_arch = "x86_64")]
     pub fn detect() -> Self {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vnni")
-            && is_x86_feature_detected!("avx512bf16");
-        if has { Kernels::Avx512 } else { Kernels::Ggml }
+        Self::ALL.into_iter().rfind(|kernels| kernels.is_available()).unwrap_or(Kernels::Ggml)
+    }
+
+    /// Whether this CPU, and the system on it, have what they need.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        match self {
+            Kernels::Ggml => true,
+            Kernels::AvxVnni => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("avxvnni")
+            }
+            Kernels::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512bf16")
+            }
+        }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub fn detect() -> Self {
-        Kernels::Ggml
+    pub fn is_available(self) -> bool {
+        self == Kernels::Ggml
     }
 
     /// Its name in flags and reports.
     pub fn name(self) -> &'static str {
         match self {
             Kernels::Ggml => "ggml",
+            Kernels::AvxVnni => "avxvnni",
             Kernels::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether [`attention`] is theirs, and not ggml's.
+    pub fn attend(self) -> bool {
+        self == Kernels::Avx512
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn inner(self) -> Option<&'static Inner> {
+        use {avx512 as wide, avxvnni as narrow};
+        match self {
+            Kernels::Ggml => None,
+            Kernels::AvxVnni => {
+                Some(&Inner { int8_tile: narrow::int8_tile, to_int8: narrow::to_int8, gelu: narrow::gelu })
+            }
+            Kernels::Avx512 => Some(&Inner { int8_tile: wide::int8_tile, to_int8: wide::to_int8, gelu: wide::gelu }),
         }
     }
 
@@ -85,20 +140,26 @@ impl Kernels {
 
 /// `x` `[k, n]` rounded to 8 bits, as [`product`] takes it; normalised before by LayerNorm with (weight, bias) and eps, if given.
 #[cfg(target_arch = "x86_64")]
-pub fn columns<'c>(c: &'c Context<'_>, x: Tensor<'c>, norm: Option<([Tensor<'c>; 2], f32)>) -> Tensor<'c> {
-    product::columns(c, x, norm)
+pub fn columns<'c>(
+    c: &'c Context<'_>,
+    how: Kernels,
+    x: Tensor<'c>,
+    norm: Option<([Tensor<'c>; 2], f32)>,
+) -> Tensor<'c> {
+    product::columns(c, how, x, norm)
 }
 
 /// Weights `w` `[≥ k, m]` of a type that [`Kernels::multiply`] names, times [`columns`] of `[k, n]`: `[m, n]`, f32.
 #[cfg(target_arch = "x86_64")]
 pub fn product<'c>(
     c: &'c Context<'_>,
+    how: Kernels,
     w: Tensor<'c>,
     columns: Tensor<'c>,
     n_columns: usize,
     finish: Finish<'c>,
 ) -> Tensor<'c> {
-    product::product(c, w, columns, n_columns, finish)
+    product::product(c, how, w, columns, n_columns, finish)
 }
 
 /// softmax(qᵀk / √d) v: `q` `[d, n_head, n_q]`, `k` and `v` `[d, n_head, n_kv]`, f32, views of contiguous rows; gives

@@ -1,23 +1,22 @@
 //! Quantised weights times 8-bit columns, as two operations of a graph: the columns are packed once, with a barrier after it,
 //! and then every thread takes panels of rows until none is left. A busy core simply takes fewer.
 
-use std::arch::x86_64::*;
-
-use super::avx512::{self, LANES, Tile};
 use super::columns::{COLUMNS, ColumnBlock};
 use super::panel::{self, DEPTH, Form, PanelBlock, ROWS};
-use super::{Activation, Finish};
+use super::{Activation, Finish, Inner, Kernels, Tile};
 use crate::ggml::{Context, Custom, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
 /// Packs columns.
 struct Pack {
+    inner: &'static Inner,
     eps: f32,
     share: Share,
 }
 
 /// Multiplies.
 struct Product {
+    inner: &'static Inner,
     ty: GgmlType,
     form: Form,
     n_columns: usize,
@@ -27,11 +26,17 @@ struct Product {
     share: Share,
 }
 
-pub fn columns<'c>(c: &'c Context<'_>, x: Tensor<'c>, norm: Option<([Tensor<'c>; 2], f32)>) -> Tensor<'c> {
+pub fn columns<'c>(
+    c: &'c Context<'_>,
+    how: Kernels,
+    x: Tensor<'c>,
+    norm: Option<([Tensor<'c>; 2], f32)>,
+) -> Tensor<'c> {
+    let inner = inner_of(how);
     let [k, n, ..] = x.dims();
     assert!(x.is_contiguous(), "columns of a view");
     let bytes = ColumnBlock::bytes_of(k, n);
-    let op = Pack { eps: norm.map_or(0.0, |(_, eps)| eps), share: Share::default() };
+    let op = Pack { inner, eps: norm.map_or(0.0, |(_, eps)| eps), share: Share::default() };
     let mut args = vec![x];
     if let Some((norm, _)) = norm {
         assert!(norm.iter().all(|t| t.dims() == [k, 1, 1, 1]), "a norm of {k} values");
@@ -40,8 +45,13 @@ pub fn columns<'c>(c: &'c Context<'_>, x: Tensor<'c>, norm: Option<([Tensor<'c>;
     c.custom(GgmlType::I8, [bytes, 1], &args, op)
 }
 
+fn inner_of(how: Kernels) -> &'static Inner {
+    how.inner().unwrap_or_else(|| panic!("no kernels of ours: {how:?}"))
+}
+
 pub fn product<'c>(
     c: &'c Context<'_>,
+    how: Kernels,
     w: Tensor<'c>,
     columns: Tensor<'c>,
     n_columns: usize,
@@ -55,9 +65,10 @@ pub fn product<'c>(
     assert!(n_blocks * DEPTH <= k, "rows of {k} values and {n_blocks} blocks of columns");
     assert!(finish.bias.is_none_or(|t| t.dims() == [m, 1, 1, 1] && t.is_contiguous()), "a bias of {m} values");
     assert!(finish.residual.is_none_or(|t| t.dims() == [m, n_columns, 1, 1] && t.is_contiguous()), "a residual");
+    let inner = inner_of(how);
     let (has_bias, has_residual) = (finish.bias.is_some(), finish.residual.is_some());
     let activation = finish.activation;
-    let op = Product { ty, form, n_columns, activation, has_bias, has_residual, share: Share::default() };
+    let op = Product { inner, ty, form, n_columns, activation, has_bias, has_residual, share: Share::default() };
     let args: Vec<_> = [Some(w), Some(columns), finish.bias, finish.residual].into_iter().flatten().collect();
     c.custom(GgmlType::F32, [m, n_columns], &args, op)
 }
@@ -84,7 +95,7 @@ impl Custom for Pack {
                 }
                 for (block, values) in blocks.iter_mut().zip(column.as_chunks::<DEPTH>().0) {
                     // SAFETY: `Kernels::detect` has seen what the CPU needs.
-                    let (bytes, scale) = unsafe { avx512::to_int8(values) };
+                    let (bytes, scale) = unsafe { (self.inner.to_int8)(values) };
                     block.put(j, &bytes, scale);
                 }
             }
@@ -94,8 +105,8 @@ impl Custom for Pack {
 
 /// Sixteen sums at once: fast, and more exact than one.
 fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f64 {
-    let mut sums = [0.0f32; LANES];
-    for chunk in values.chunks(LANES) {
+    let mut sums = [0.0f32; 16];
+    for chunk in values.chunks(16) {
         sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
     }
     sums.iter().map(|sum| f64::from(*sum)).sum()
@@ -132,9 +143,8 @@ impl Custom for Product {
             panel::fill(&mut panel, self.ty, rows.clone().map(|row| &w.bytes[row * row_bytes..][..row_bytes]));
             for (group, columns) in blocks.chunks_exact(n_blocks).enumerate() {
                 // SAFETY: `Kernels::detect` has seen what the CPU needs.
-                let mut tile = unsafe { avx512::int8_tile(self.form, &panel, columns) };
-                // SAFETY: as before.
-                unsafe { self.finish(&mut tile, bias.get(rows.clone()).unwrap_or(&[])) };
+                let mut tile = unsafe { (self.inner.int8_tile)(self.form, &panel, columns) };
+                self.finish(&mut tile, bias.get(rows.clone()).unwrap_or(&[]));
                 for (column, values) in (group * COLUMNS..self.n_columns).zip(&mut tile) {
                     let first = column * m + rows.start;
                     if let Some(residual) = residual.get(first..first + rows.len()) {
@@ -150,19 +160,14 @@ impl Custom for Product {
 
 impl Product {
     /// Adds the bias (none if empty) and applies the activation.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn finish(&self, tile: &mut Tile, bias: &[f32]) {
-        for column in tile {
+    fn finish(&self, tile: &mut Tile, bias: &[f32]) {
+        for column in &mut *tile {
             column.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-            if self.activation == Activation::Gelu {
-                for lanes in column.as_chunks_mut::<LANES>().0 {
-                    // SAFETY: 16 values.
-                    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), avx512::gelu(_mm512_loadu_ps(lanes.as_ptr()))) };
-                }
-            }
+        }
+        match self.activation {
+            Activation::None => {}
+            // SAFETY: `Kernels::detect` has seen what the CPU needs.
+            Activation::Gelu => unsafe { (self.inner.gelu)(tile) },
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The kernels inside graphs, as the vision tower has them, against plain loops in f64.
 //!
-//! On a CPU without them every graph is ggml's, which the same loops judge.
+//! All that the CPU has are tested; on one without any, nothing is.
 
 use std::sync::atomic::AtomicBool;
 
@@ -122,15 +122,21 @@ const TYPES: [GgmlType; 10] = [
     GgmlType::Q6_K,
 ];
 
+/// Ours, as far as this CPU has them.
+fn available() -> impl Iterator<Item = Kernels> {
+    Kernels::ALL.into_iter().filter(|kernels| kernels.inner().is_some() && kernels.is_available())
+}
+
 const NONE: Finish<'_> = Finish { bias: None, activation: Activation::None, residual: None };
 
 /// Any shape, any of the types, magnitudes from denormal to huge: what integer products of the rounded columns give, but for
 /// the order of f32 sums.
 #[test]
 fn products_are_those_of_plain_loops() {
-    if Kernels::detect() == Kernels::Ggml {
-        return;
-    }
+    available().for_each(products_of);
+}
+
+fn products_of(how: Kernels) {
     let mut random = Random(1);
     for i in 0..120 {
         let ty = TYPES[i % TYPES.len()];
@@ -152,14 +158,17 @@ fn products_are_those_of_plain_loops() {
         file.floats(&[m, n], &residual);
         let got = file.compute(1 + random.below(5), |c, t| {
             let finish = Finish { bias: has[0].then_some(t[2]), residual: has[1].then_some(t[3]), ..NONE };
-            product(c, t[0], columns(c, t[1], None), n, finish)
+            product(c, how, t[0], columns(c, how, t[1], None), n, finish)
         });
         let x: Vec<f32> = x.chunks_exact(n_x).flat_map(rounded).collect();
         for (at, ((sum, size), got)) in plain(&w, k, &x, n_x).into_iter().zip(&got).enumerate() {
             let added = [if has[0] { bias[at % m] } else { 0.0 }, if has[1] { residual[at] } else { 0.0 }];
             let [b, r] = added.map(f64::from);
             let (want, bound) = (sum + b + r, 2e-6 * (size + b.abs() + r.abs()) + 1e-36);
-            assert!((f64::from(*got) - want).abs() <= bound, "{ty} {m}x{k} by {n_x}x{n}, {at}: {got}, plain {want}");
+            assert!(
+                (f64::from(*got) - want).abs() <= bound,
+                "{how:?}: {ty} {m}x{k} by {n_x}x{n}, {at}: {got}, plain {want}"
+            );
         }
     }
 }
@@ -167,9 +176,10 @@ fn products_are_those_of_plain_loops() {
 /// LayerNorm before, GELU after: as ggml's own operations around a product with weights in f32.
 #[test]
 fn norm_and_gelu_are_those_of_ggml() {
-    if Kernels::detect() == Kernels::Ggml {
-        return;
-    }
+    available().for_each(norm_and_gelu_of);
+}
+
+fn norm_and_gelu_of(how: Kernels) {
     let mut random = Random(2);
     for (k, m, n) in [(96, 70, 13), (256, 32, 6), (1664, 33, 7)] {
         let (bytes, w) = weights(&mut random, GgmlType::Q8_0, k, m);
@@ -182,15 +192,15 @@ fn norm_and_gelu_are_those_of_ggml() {
         file.floats(&[k], &random.values(k));
         let eps = 1e-5;
         let got = file.compute(2, |c, t| {
-            let packed = columns(c, t[2], Some(([t[3], t[4]], eps)));
-            product(c, t[0], packed, n, Finish { activation: Activation::Gelu, ..NONE })
+            let packed = columns(c, how, t[2], Some(([t[3], t[4]], eps)));
+            product(c, how, t[0], packed, n, Finish { activation: Activation::Gelu, ..NONE })
         });
         let want = file.compute(2, |c, t| {
             let x = c.add(c.mul(c.norm(t[2], eps), t[3]), t[4]);
             c.gelu_erf(c.mul_mat(t[1], x))
         });
         // Rounding columns to 8 bits: half a step of 1/127 of a block's largest value, about 0.4 %.
-        assert!(distance(&got, &want) < 0.008, "{k}: relative L2 {}", distance(&got, &want));
+        assert!(distance(&got, &want) < 0.008, "{how:?}, {k}: relative L2 {}", distance(&got, &want));
     }
 }
 
@@ -203,40 +213,51 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
 /// Every value that a product may end with.
 #[test]
 fn gelu_is_that_of_ggml() {
-    if Kernels::detect() == Kernels::Ggml {
-        return;
-    }
     let mut random = Random(3);
     let mut x: Vec<f32> = (0..4096).map(|i| (i as f32 - 2048.0) / 150.0).collect();
     x.extend((0..1000).map(|_| random.value() * 10f32.powi(random.below(76) as i32 - 38)));
     x.extend([0.0, -0.0, f32::MIN_POSITIVE, 1e-44, -1e-44, f32::MAX, -f32::MAX]);
-    x.resize(x.len().next_multiple_of(16), 0.5);
+    x.resize(x.len().next_multiple_of(panel::ROWS * columns::COLUMNS), 0.5);
     let mut file = File::default();
     file.floats(&[x.len(), 1], &x);
     let want = file.compute(1, |c, t| c.gelu_erf(t[0]));
-    for (x, want) in x.chunks_exact(16).zip(want.chunks_exact(16)) {
-        // SAFETY: `Kernels::detect` has seen what the CPU needs.
-        let got = unsafe { gelu_of(x.try_into().unwrap()) };
-        for ((x, want), got) in x.iter().zip(want).zip(got) {
+    for how in available() {
+        let mut got = x.clone();
+        for tile in got.as_chunks_mut::<{ panel::ROWS }>().0.as_chunks_mut::<{ columns::COLUMNS }>().0 {
+            // SAFETY: the CPU has them.
+            unsafe { (how.inner().expect("ours").gelu)(tile) };
+        }
+        for ((x, want), got) in x.iter().zip(&want).zip(got) {
             // 7.5e-8 of Φ are the approximation's, the rest rounding on both sides.
-            assert!((got - want).abs() <= 4e-7 * x.abs() + 1e-44, "gelu({x}) = {got}, ggml {want}");
+            assert!((got - want).abs() <= 4e-7 * x.abs() + 1e-44, "{how:?}: gelu({x}) = {got}, ggml {want}");
         }
     }
 }
 
-#[target_feature(enable = "avx512f")]
-unsafe fn gelu_of(x: &[f32; 16]) -> [f32; 16] {
-    use std::arch::x86_64::*;
-    let mut values = *x;
-    // SAFETY: 16 values.
-    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), avx512::gelu(_mm512_loadu_ps(values.as_ptr()))) };
-    values
+/// A value that is no number stays none, wherever it is.
+#[test]
+fn what_is_not_a_number_stays_so() {
+    let mut random = Random(5);
+    for how in available() {
+        let inner = how.inner().expect("ours");
+        for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values: [f32; panel::DEPTH] = std::array::from_fn(|_| random.value());
+            values[random.below(panel::DEPTH)] = value;
+            // SAFETY: the CPU has them.
+            let (_, scale) = unsafe { (inner.to_int8)(&values) };
+            assert!(!scale.is_finite(), "{how:?}: {value} in a column");
+        }
+        let mut tile = [[f32::NAN; panel::ROWS]; columns::COLUMNS];
+        // SAFETY: the CPU has them.
+        unsafe { (inner.gelu)(&mut tile) };
+        assert!(tile.as_flattened().iter().all(|x| x.is_nan()), "{how:?}: GELU");
+    }
 }
 
 /// Any number of queries, keys, heads, and values a head.
 #[test]
 fn attention_is_that_of_plain_loops() {
-    if Kernels::detect() == Kernels::Ggml {
+    if !Kernels::detect().attend() {
         return;
     }
     let mut random = Random(4);

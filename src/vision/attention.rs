@@ -16,7 +16,7 @@ pub(super) fn attention<'c>(
     k: Tensor<'c>,
     v: Tensor<'c>,
 ) -> Tensor<'c> {
-    if kind == Attention::Flash && how != Kernels::Ggml {
+    if kind == Attention::Flash && how.attend() {
         return kernels::attention(c, q, k, v);
     }
     let [d, n_head, n_q, _] = q.dims();

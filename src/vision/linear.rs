@@ -46,8 +46,8 @@ impl<'c> Product<'c> {
     /// The result, `[m, n]`.
     pub fn with(self, c: &'c Context<'_>, how: Kernels, x: Tensor<'c>) -> Tensor<'c> {
         if self.weight.ty().is_some_and(|ty| how.multiply(ty)) {
-            let columns = kernels::columns(c, x, self.norm);
-            return kernels::product(c, self.weight, columns, x.dims()[1], self.finish);
+            let columns = kernels::columns(c, how, x, self.norm);
+            return kernels::product(c, how, self.weight, columns, x.dims()[1], self.finish);
         }
         let x = self.norm.map_or(x, |(norm, eps)| layer_norm(c, norm, x, eps));
         let padding = self.weight.dims()[0] - x.dims()[0];

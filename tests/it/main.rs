@@ -52,6 +52,9 @@ mod annotate;
 /// What half precision, quantised caches, fused attention and threads cost in accuracy.
 mod precision;
 
+/// Kernels of the vision tower, ours against ggml's.
+mod kernels;
+
 /// The text file in stock llama.cpp.
 mod stock;
 

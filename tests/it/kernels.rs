@@ -1,0 +1,111 @@
+//! Kernels of the vision tower: ours see what ggml's see. What they compute is tested beside them, in `src/kernels/tests.rs`.
+
+use qvl::kernels::Kernels;
+use serde_json::Value;
+
+use crate::models::{random, tiny};
+use crate::programs::{qvl, repository, run};
+use crate::tensors::{Values, relative_l2, traced};
+
+/// Names of ours that this CPU has.
+fn ours() -> Vec<&'static str> {
+    let ours = Kernels::ALL.into_iter().filter(|kernels| *kernels != Kernels::Ggml && kernels.is_available());
+    ours.map(Kernels::name).collect()
+}
+
+/// The embedding of the demo's picture by `models/qvl-tiny` with a vision tower of this type.
+fn embedding(vision_type: &str, args: &[&str]) -> Values {
+    let mut command = qvl();
+    command.current_dir(repository("models/qvl-tiny/demo")).args(["trace", "-m"]).arg(tiny("q4_k_m", vision_type).text);
+    traced(command.args(args).args(["-i", "shapes.png", "What?"])).f32s("image.0.embedding")
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// The same weights and the same picture: what differs is how activations are rounded, to 8 bits by both.
+#[test]
+fn an_embedding_is_near_that_of_ggml() {
+    for vision_type in ["q8_0", "q5_0", "iq4_nl"] {
+        let (exact, ggml) = (["-fa", "off", "--kernels", "ggml"], ["--kernels", "ggml"]);
+        let (exact, ggml) = (embedding(vision_type, &exact), embedding(vision_type, &ggml));
+        let rounding = relative_l2(&ggml.data, &exact.data);
+        for name in ours() {
+            let got = embedding(vision_type, &["--kernels", name]);
+            assert_eq!(got.shape, ggml.shape);
+            let distance = relative_l2(&got.data, &ggml.data);
+            println!("{vision_type}, {name}: {distance:.1e} from ggml, whose own rounding is {rounding:.1e}");
+            assert!(distance < 0.03, "{vision_type}, {name}: relative L2 {distance:.1e}");
+            // Other kernels, and not the same under another name.
+            assert!(distance > 1e-6, "{vision_type}, {name}: relative L2 {distance:.1e}");
+            let cosine = cosine(&got.data, &ggml.data);
+            assert!(cosine > 0.999, "{vision_type}, {name}: cosine {cosine}");
+        }
+    }
+}
+
+/// 8-bit vision against exact f32: what the issue of kernels promises, on trained weights.
+#[test]
+fn eight_bits_of_vision_keep_the_direction_of_an_embedding() {
+    let exact = embedding("f32", &["-fa", "off"]);
+    for name in ours().into_iter().chain(["ggml"]) {
+        let got = embedding("q8_0", &["--kernels", name]);
+        let rows = exact.data.chunks_exact(exact.shape[1]).zip(got.data.chunks_exact(exact.shape[1]));
+        let mean = rows.map(|(a, b)| cosine(a, b)).sum::<f64>() / exact.shape[0] as f64;
+        println!("{name}: mean cosine {mean:.6}");
+        assert!(mean > 0.999, "{name}: mean cosine {mean}");
+    }
+}
+
+/// Threads share the panels of a product; what one of them sums does not change.
+#[test]
+fn threads_change_nothing() {
+    for name in ours() {
+        let one = embedding("q8_0", &["--kernels", name, "-t", "1"]);
+        assert_eq!(one, embedding("q8_0", &["--kernels", name, "-t", "3"]), "{name}");
+    }
+}
+
+/// Weights that are not quantised are ggml's whatever is asked for, and exact attention is.
+#[test]
+fn exact_stays_exact() {
+    let exact = embedding("f32", &["-fa", "off"]);
+    for name in ours() {
+        assert_eq!(exact, embedding("f32", &["-fa", "off", "--kernels", name]), "{name}");
+    }
+}
+
+/// An embedding in the cache is for the kernels that made it.
+#[test]
+fn a_cached_embedding_is_of_its_kernels() {
+    let dir = tempfile::tempdir().unwrap();
+    let ask = |kernels: &str| -> u64 {
+        let mut command = qvl();
+        command.env("QVL_CACHE_DIR", dir.path()).env("QVL_CACHE_SIZE", "64M");
+        command.current_dir(repository("models/qvl-tiny/demo")).args(["ask", "--temp", "0", "-n", "2", "--json", "-m"]);
+        command.arg(tiny("q4_k_m", "q8_0").text).args(["--kernels", kernels, "-i", "shapes.png", "What?"]);
+        run(&mut command).json()["usage"]["cached_image_tokens"].as_u64().expect("a count")
+    };
+    for name in ours().into_iter().chain(["ggml"]) {
+        assert_eq!(ask(name), 0, "{name}, seen for the first time");
+        assert!(ask(name) > 0, "{name}, seen before");
+    }
+}
+
+/// By environment as by flag; what does not exist is refused.
+#[test]
+fn kernels_are_chosen_by_name() {
+    let ask = |name: &str| {
+        let mut command = qvl();
+        command.env("QVL_KERNELS", name).args(["ask", "--temp", "0", "-n", "2", "-m"]).arg(random().text);
+        run(command.arg("Hi"))
+    };
+    ask("ggml").ok();
+    let wrong = ask("sse5");
+    assert_eq!(wrong.code, 2, "{wrong:?}");
+    assert!(wrong.err.contains("avxvnni") && wrong.err.contains("auto"), "{wrong:?}");
+    let doctor: Value = run(qvl().args(["doctor", "--json"])).json();
+    assert_eq!(doctor["vision_kernels"], *ours().last().unwrap_or(&"ggml"));
+}
