@@ -2,12 +2,21 @@
 
 mod adapter;
 mod args;
+#[cfg(test)]
+#[path = "../src/cli/batch/input.rs"]
+#[allow(dead_code)] // Whoever fuzzes it needs no pictures.
+mod batch_input;
 mod checkpoint;
 mod config;
 mod convert;
 mod encode;
 mod execute;
 mod fold;
+#[cfg(test)]
+#[path = "../fuzz/targets/mod.rs"]
+mod fuzz;
+#[cfg(test)]
+mod fuzz_replay;
 mod generation;
 mod gptq;
 mod imatrix;
