@@ -11,11 +11,13 @@ mod gptq;
 mod gptq_files;
 mod grammars;
 mod headers;
+mod kills;
 mod measures;
 mod mutations;
 mod pairs;
 mod pictures;
 mod prompts;
+mod random;
 mod support;
 #[path = "../support/torch.rs"]
 mod torch;

@@ -4,33 +4,11 @@ use std::time::Duration;
 
 use crate::adapters::adapter;
 use crate::gguf::File;
+use crate::random::Random;
 use crate::support::{Pair, ask, checkpoint, convert, f32, q8_0, qvl, run, run_for, temp_dir};
 
 /// Runs without the variable.
 const N_DEFAULT: u64 = 40;
-
-/// A 64-bit generator (splitmix64): small, and equal everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    /// A number that programs stumble over.
-    fn odd_number(&mut self) -> u64 {
-        let some = self.next();
-        [0, 1, 2, 3, 7, 31, 63, 255, 256, 257, 1 << 15, 1 << 31, u32::MAX.into(), 1 << 32, 1 << 62, u64::MAX, some]
-            [self.below(17)]
-    }
-}
 
 /// Changes one field of the header.
 fn mutate_field(file: &mut File, r: &mut Random) {
