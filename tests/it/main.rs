@@ -42,6 +42,9 @@ mod cache;
 /// `--cache-prompt`: warm is as cold, and nothing that happens to its files is more than a miss.
 mod prompt_cache;
 
+/// What must hold of anything: files, texts and boxes made at random.
+mod properties;
+
 /// A disk that is full.
 #[cfg(target_os = "linux")]
 mod full_disk;

@@ -12,6 +12,7 @@ use qvl::tokenizer::TokenId;
 use qvl::vision::ImageEmbedding;
 
 use crate::models::random;
+use crate::properties::Random;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -183,4 +184,51 @@ fn texts_continued_together_come_out_as_alone() {
     let longest = prompts.iter().map(|p| p.n_positions(file.hparams().n_queries)).max().unwrap();
     let (found, _) = together(&file, &model, &prompts, &images, (4, longest + N_TOKENS));
     assert_eq!(found, expect);
+}
+
+/// However a prompt is cut into batches and into what was read before, its logits are those of reading it at once.
+#[test]
+fn a_prompt_may_be_read_in_any_pieces() {
+    let (file, model) = open();
+    let images = [picture(&file, 1), picture(&file, 2)];
+    let n_queries = file.hparams().n_queries;
+    for seed in 0..12 {
+        let mut r = Random(seed);
+        let words = r.text(30).replace(['<', '>'], "");
+        let prompt = ask(&file, r.below(2), &words);
+        let n = prompt.n_positions(n_queries);
+        let read = |n_batch: usize, before: Option<&Prompt>| {
+            let settings = SessionSettings { n_batch, ..settings(n.max(300)) };
+            let mut session = Session::new(&file, &model, &settings, &STOP).unwrap();
+            if let Some(before) = before {
+                session.prefill(before, &images).unwrap();
+            }
+            session.prefill(&prompt, &images).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        let once = read(n, None);
+        close(&read(1 + r.below(n), None), &once);
+        close(&read(1 + r.below(7), None), &once);
+        // After another prompt that begins like it.
+        let end = (0..=words.len() / 2).rev().find(|at| words.is_char_boundary(*at)).unwrap_or(0);
+        let before = ask(&file, r.below(2), &words[..end]);
+        close(&read(1 + r.below(n), Some(&before)), &once);
+    }
+}
+
+/// Any questions, in any number of places of a cache of any size: each is answered as it would be alone.
+#[test]
+fn any_texts_continued_together_come_out_as_alone() {
+    let (file, model) = open();
+    let images = [picture(&file, 1), picture(&file, 2)];
+    for seed in 0..6 {
+        let mut r = Random(100 + seed);
+        let n = 2 + r.below(4);
+        let prompts: Vec<Prompt> =
+            (0..n).map(|_| ask(&file, r.below(2), &r.text(20).replace(['<', '>'], ""))).collect();
+        let expect: Vec<_> = (0..n).map(|k| alone(&file, &model, &prompts[k], &images, N_TOKENS - k % 4).0).collect();
+        let longest = prompts.iter().map(|p| p.n_positions(file.hparams().n_queries)).max().unwrap();
+        let places = (1 + r.below(4), longest + N_TOKENS + r.below(300));
+        assert_eq!(together(&file, &model, &prompts, &images, places).0, expect, "seed {seed}: {places:?}");
+    }
 }
