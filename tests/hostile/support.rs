@@ -129,26 +129,37 @@ pub fn picture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures/gradient.png")
 }
 
-/// The sound pair of a type, converted once a run, over that of the run before.
-fn pair(ty: &str) -> Pair {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hostile-{ty}"));
+/// The sound pair of a checkpoint in a type, converted once a run, over that of the run before.
+fn pair(checkpoint: &Path, ty: &str) -> Pair {
+    let of = checkpoint.file_name().unwrap().to_string_lossy();
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hostile-{of}-{ty}"));
     let mut command = convert();
-    command.arg(checkpoint()).args(["-q", "--name", "m", "--force", "-t", ty, "--vision-type", ty]).arg("-o").arg(&dir);
+    command.arg(checkpoint).args(["-q", "--name", "m", "--force", "-t", ty, "--vision-type", ty]).arg("-o").arg(&dir);
     run(&mut command).succeeds();
-    let name = ty.to_uppercase();
-    Pair { text: dir.join(format!("m-{name}.gguf")), mmproj: dir.join(format!("mmproj-m-{name}.gguf")) }
+    let found = |prefix: &str| {
+        let paths = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+        let is_it = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(prefix);
+        paths.into_iter().find(is_it).unwrap()
+    };
+    Pair { text: found("m-"), mmproj: found("mmproj-") }
 }
 
 /// The pair of type q8_0.
 pub fn q8_0() -> &'static Pair {
     static PAIR: OnceLock<Pair> = OnceLock::new();
-    PAIR.get_or_init(|| pair("q8_0"))
+    PAIR.get_or_init(|| pair(&checkpoint(), "q8_0"))
 }
 
 /// The pair of type f32.
 pub fn f32() -> &'static Pair {
     static PAIR: OnceLock<Pair> = OnceLock::new();
-    PAIR.get_or_init(|| pair("f32"))
+    PAIR.get_or_init(|| pair(&checkpoint(), "f32"))
+}
+
+/// The model that was trained to see, with blocks of 256 and rows that are padded.
+pub fn tiny() -> &'static Pair {
+    static PAIR: OnceLock<Pair> = OnceLock::new();
+    PAIR.get_or_init(|| pair(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qvl-tiny"), "q4_k_m"))
 }
 
 /// Asks about the sound picture.

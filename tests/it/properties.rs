@@ -68,7 +68,7 @@ impl Random {
             4 => Value::U32(n as u32),
             5 => Value::I32(n as i32),
             6 => Value::F32(n as f32 / 3.0),
-            7 => Value::Bool(n % 2 == 0),
+            7 => Value::Bool(n.is_multiple_of(2)),
             8 => Value::U64(n),
             9 => Value::I64(n as i64),
             10 => Value::F64(n as f64 / 3.0),
@@ -82,7 +82,7 @@ impl Random {
             18 => Value::Array(Array::U64(self.numbers(|n| n))),
             19 => Value::Array(Array::I64(self.numbers(|n| n as i64))),
             20 => Value::Array(Array::F64(self.numbers(|n| n as f64))),
-            21 => Value::Array(Array::Bool(self.numbers(|n| n % 2 == 0))),
+            21 => Value::Array(Array::Bool(self.numbers(|n| n.is_multiple_of(2)))),
             22 => Value::Array(Array::String((0..self.below(4)).map(|_| self.text(5)).collect())),
             _ => Value::String(self.text(12)),
         }
