@@ -2,7 +2,7 @@
 //! here under the names that they have there.
 
 // Only the readers are of use here.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, unused_imports)]
 
 #[path = "../../convert/args.rs"]
 mod args;
