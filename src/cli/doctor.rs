@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use qvl::error::Result;
 use qvl::ggml::{SimdFeature, simd_features};
-use qvl::kernels::Kernels;
+use qvl::kernels::{Kernels, multiplies_rows};
 use qvl::memory::{available_bytes, human_bytes, total_bytes};
+use qvl::quant::GgmlType;
 use serde_json::json;
 
 use super::args::DoctorArgs;
@@ -28,6 +29,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes()},
             "simd": simd,
             "vision_kernels": Kernels::detect().name(),
+            "decoding_kernels": decoding_kernels(),
             "warnings": warning.into_iter().collect::<Vec<_>>(),
         }));
     }
@@ -45,7 +47,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     let _ = writeln!(text, "SIMD     CPU: {}\n         build: {}", names(|f| f.present), names(|f| f.built));
-    let _ = writeln!(text, "vision   {} kernels", Kernels::detect().name());
+    let _ = writeln!(text, "kernels  vision {}, decoding {}", Kernels::detect().name(), decoding_kernels());
     match &warning {
         Some(warning) => {
             let _ = writeln!(text, "warning: {warning}");
@@ -53,6 +55,11 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         None => text.push_str("ok: the build uses what the CPU has\n"),
     }
     print(&text)
+}
+
+/// Whose kernels multiply rows of quantised weights with one column.
+fn decoding_kernels() -> &'static str {
+    if multiplies_rows(GgmlType::Q4_K) { "avx2" } else { "ggml" }
 }
 
 /// What to say when the CPU has SIMD that this build does not use.

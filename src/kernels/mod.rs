@@ -1,11 +1,13 @@
-//! Door 4: SIMD kernels of our own for the vision tower, run inside ggml's graphs. Knows no model.
+//! Door 4: SIMD kernels of our own, run by ggml's threads inside its graphs. Knows no model.
 //!
-//! ggml multiplies most quantised types a column at a time. A picture is a thousand columns, so here a matrix is unpacked
+//! The vision tower's: ggml multiplies most quantised types a column at a time. A picture is a thousand columns, so here a matrix is unpacked
 //! once, 32 rows at a time, into what the CPU's dot-product instructions read, and multiplied with all of them:
 //!
 //! - [`columns`]: activations to 8 bits, LayerNorm before it if wanted;
 //! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out;
 //! - [`attention`]: without mask, in bf16 with f32 sums.
+//!
+//! And for decoding, where a row is multiplied with one column, `row` has ggml's own kernels at the speed of memory.
 //!
 //! ggml's own operations are the fallback on every other CPU and for every other type, and the judge of correctness.
 #![allow(unsafe_code)]
@@ -20,6 +22,8 @@ mod columns;
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod product;
+#[cfg(row_kernels)]
+mod row;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 
@@ -101,6 +105,7 @@ impl Kernels {
         }
     }
 
+    /// Whether this CPU, and the system on it, have what they need.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn is_available(self) -> bool {
         self == Kernels::Ggml
@@ -167,6 +172,18 @@ pub fn product<'c>(
 #[cfg(target_arch = "x86_64")]
 pub fn attention<'c>(c: &'c Context<'_>, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>) -> Tensor<'c> {
     attention::attention(c, q, k, v)
+}
+
+/// Whether ggml, in this program, multiplies rows of this type with one column by a kernel of ours: the linker has replaced its
+/// own on x86-64 Linux, in builds for AVX2.
+pub fn multiplies_rows(ty: GgmlType) -> bool {
+    #[cfg(row_kernels)]
+    return row::is_ours(ty);
+    #[cfg(not(row_kernels))]
+    {
+        let _ = ty;
+        false
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -58,6 +58,10 @@ mod precision;
 /// Kernels of the vision tower, ours against ggml's.
 mod kernels;
 
+/// Rows of weights times one column, ours against ggml's.
+#[cfg(row_kernels)]
+mod rows;
+
 /// The text file in stock llama.cpp.
 mod stock;
 

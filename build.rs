@@ -1,0 +1,30 @@
+//! Lets ggml call our kernels for rows of weights (`src/kernels/row.rs`), where it is compiled for what they need. Examples
+//! keep ggml's: `llama-speed` is what ours is held against.
+
+/// Their C names.
+const KERNELS: [&str; 5] = [
+    "ggml_vec_dot_q4_0_q8_0",
+    "ggml_vec_dot_q8_0_q8_0",
+    "ggml_vec_dot_q4_K_q8_K",
+    "ggml_vec_dot_q5_K_q8_K",
+    "ggml_vec_dot_q6_K_q8_K",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(row_kernels)");
+    let var = |name: &str| std::env::var(format!("CARGO_CFG_{name}")).unwrap_or_default();
+    let features = var("TARGET_FEATURE");
+    let has = |feature: &str| features.split(',').any(|f| f == feature);
+    // The option is of GNU's linker and those that follow it.
+    if var("TARGET_OS") != "linux" || var("TARGET_ARCH") != "x86_64" || !["avx2", "fma", "f16c"].into_iter().all(has) {
+        return;
+    }
+    println!("cargo::rustc-cfg=row_kernels");
+    for name in KERNELS {
+        // Wherever ggml means `name` it gets `__wrap_name`, which has to be there although no Rust code asks for it.
+        for target in ["bins", "tests", "benches"] {
+            println!("cargo::rustc-link-arg-{target}=-Wl,--wrap={name},--undefined=__wrap_{name}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Rows of weights times one column, as decoding multiplies them: ggml's sums to the last bit, by the kernels that the linker
+//! has put in the place of its own.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_void};
+
+use llama_cpp_sys_2 as sys;
+use qvl::kernels::multiplies_rows;
+use qvl::quant::GgmlType;
+
+type VecDot = unsafe extern "C" fn(c_int, *mut f32, usize, *const c_void, usize, *const c_void, usize, c_int);
+
+/// ggml's own, under the names that the linker gives them.
+macro_rules! real {
+    ($($name:ident)*) => {
+        unsafe extern "C" {
+            $(fn $name(n: c_int, s: *mut f32, bs: usize, x: *const c_void, bx: usize, y: *const c_void, by: usize, nrc: c_int);)*
+        }
+    };
+}
+
+real! {
+    __real_ggml_vec_dot_q4_0_q8_0
+    __real_ggml_vec_dot_q8_0_q8_0
+    __real_ggml_vec_dot_q4_K_q8_K
+    __real_ggml_vec_dot_q5_K_q8_K
+    __real_ggml_vec_dot_q6_K_q8_K
+}
+
+const KERNELS: [(GgmlType, sys::ggml_type, VecDot); 5] = [
+    (GgmlType::Q4_0, sys::GGML_TYPE_Q4_0, __real_ggml_vec_dot_q4_0_q8_0),
+    (GgmlType::Q8_0, sys::GGML_TYPE_Q8_0, __real_ggml_vec_dot_q8_0_q8_0),
+    (GgmlType::Q4_K, sys::GGML_TYPE_Q4_K, __real_ggml_vec_dot_q4_K_q8_K),
+    (GgmlType::Q5_K, sys::GGML_TYPE_Q5_K, __real_ggml_vec_dot_q5_K_q8_K),
+    (GgmlType::Q6_K, sys::GGML_TYPE_Q6_K, __real_ggml_vec_dot_q6_K_q8_K),
+];
+
+/// With another version of the crate, or another linker, this fails, and not silently.
+#[test]
+fn ggml_calls_ours() {
+    assert!(KERNELS.iter().all(|(ty, ..)| multiplies_rows(*ty)));
+    assert!(!multiplies_rows(GgmlType::F16) && !multiplies_rows(GgmlType::Q4_1));
+}
+
+/// Numbers from a seed (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// A row of any bits, but for the exponents of scales, which are below 2⁸; subnormal ones are among them.
+fn row(random: &mut Random, ty: GgmlType, n: usize) -> Vec<u8> {
+    let mut row = vec![0u8; ty.row_bytes(n as u64).expect("whole blocks") as usize];
+    row.iter_mut().for_each(|byte| *byte = (random.next() >> 32) as u8);
+    let scales: &[usize] = match ty {
+        GgmlType::Q4_0 | GgmlType::Q8_0 => &[0],
+        GgmlType::Q6_K => &[208],
+        _ => &[0, 2],
+    };
+    for block in row.chunks_exact_mut(ty.block_bytes() as usize) {
+        scales.iter().for_each(|at| block[at + 1] &= 0xdf);
+    }
+    row
+}
+
+#[test]
+fn sums_are_those_of_ggml() {
+    let mut random = Random(88_172_645_463_325_252);
+    // SAFETY: fills ggml's tables.
+    unsafe { sys::ggml_cpu_init() };
+    for (ty, c_type, ggml) in KERNELS {
+        // SAFETY: a constant table, which has every type.
+        let (ours, to_column, column_type) = unsafe {
+            let traits = &*sys::ggml_get_type_traits_cpu(c_type);
+            let column = &*sys::ggml_get_type_traits_cpu(traits.vec_dot_type);
+            (traits.vec_dot.expect("has one"), column.from_float.expect("has one"), traits.vec_dot_type)
+        };
+        for round in 0..400 {
+            let n = 256 * (1 + random.next() as usize % 20);
+            let x = row(&mut random, ty, n);
+            let size = [1.0, 1e-3, 1e4, 0.0][round % 4];
+            let value = |random: &mut Random| size * ((random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0);
+            let values: Vec<f32> = (0..n).map(|_| value(&mut random)).collect();
+            let (mut got, mut want) = (0.0f32, 0.0f32);
+            // SAFETY: rows of n values, each in its type.
+            unsafe {
+                let mut column = vec![0u8; sys::ggml_row_size(column_type, n as i64)];
+                to_column(values.as_ptr(), column.as_mut_ptr().cast(), n as i64);
+                let (x, y) = (x.as_ptr().cast(), column.as_ptr().cast());
+                ours(n as c_int, &mut got, 0, x, 0, y, 0, 1);
+                ggml(n as c_int, &mut want, 0, x, 0, y, 0, 1);
+            }
+            assert_eq!(got.to_bits(), want.to_bits(), "{ty}, {n} values: {got}, ggml {want}");
+        }
+    }
+}
