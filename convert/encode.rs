@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use qvl::error::{Error, Result};
 use qvl::ggml;
 use qvl::quant::GgmlType;
+use qvl::quantise::quantise_rows;
 
 /// From this magnitude on, a block's f16 scale may overflow, and what was written is read back and checked.
 const LARGE: f32 = 60000.0;
@@ -43,7 +44,7 @@ fn quantise(ty: GgmlType, values: &[f32], n_per_row: usize, importance: Option<&
     // The plan has chosen a type that holds such rows.
     let row_bytes = ty.row_bytes(n_per_row as u64).unwrap_or(0) as usize;
     let mut out = vec![0u8; n_rows * row_bytes];
-    ggml::quantize_rows(ty, values, n_per_row, importance, &mut out);
+    quantise_rows(ty, values, n_per_row, importance, &mut out);
     if values.iter().fold(0f32, |largest, v| largest.max(v.abs())) > LARGE {
         let mut read_back = vec![0f32; n_per_row];
         for (row, bytes) in values.chunks_exact(n_per_row).zip(out.chunks_exact(row_bytes)) {

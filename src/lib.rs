@@ -8,7 +8,7 @@
 //! computed at conversion, so the run-time graph has no special cases.
 //! Two border values carry everything: a GGUF file between the two programs, and an [`vision::ImageEmbedding`] between
 //! vision and text; hence the vision weights leave memory before the text weights are touched.
-//! `unsafe` lives behind four doors: [`mmap`], [`ggml`], [`llama`] and [`kernels`].
+//! `unsafe` lives behind five doors: [`mmap`], [`ggml`], [`llama`], [`kernels`] and [`quantise`].
 #![warn(missing_docs)]
 
 pub mod error;
@@ -22,6 +22,7 @@ pub mod grammar;
 
 pub mod ggml;
 pub mod llama;
+pub mod quantise;
 
 pub mod imatrix;
 
