@@ -104,12 +104,13 @@ fn quantisers() {
         let [plain, weighted] = [None, Some(&importance[..])].map(|importance| {
             let mut times = [[Duration::ZERO; 5]; 2];
             for nth in 0..5 {
-                let start = Instant::now();
-                quantize_rows(ty, black_box(&values), N_PER_ROW, importance, &mut out);
-                times[0][nth] = start.elapsed();
-                let start = Instant::now();
-                quantise_rows(ty, black_box(&values), N_PER_ROW, importance, &mut out);
-                times[1][nth] = start.elapsed();
+                let mut time = |which: usize, quantise: &dyn Fn(&mut [u8])| {
+                    let start = Instant::now();
+                    quantise(&mut out);
+                    times[which][nth] = start.elapsed();
+                };
+                time(0, &|out| quantize_rows(ty, black_box(&values), N_PER_ROW, importance, out));
+                time(1, &|out| quantise_rows(ty, black_box(&values), N_PER_ROW, importance, out));
             }
             times.map(|mut times| {
                 times.sort();

@@ -14,6 +14,7 @@
 pub mod error;
 
 pub mod gguf;
+pub mod gguf_file;
 pub mod mmap;
 pub mod names;
 pub mod quant;

@@ -3,12 +3,15 @@
 //! Source: the GGUF specification in ggml's `docs/gguf.md`.
 
 mod checksum;
+mod parts;
 mod reader;
 mod rewrite;
 mod value;
 mod writer;
 
 pub use checksum::Checksum;
+pub(crate) use parts::all_paths;
+pub use parts::{Part, part_path};
 pub use reader::{Gguf, TensorInfo};
 pub use rewrite::rewrite;
 pub use value::{Array, Value, ValueType};

@@ -98,6 +98,27 @@ impl Gguf {
         Ok(Gguf { version, alignment, metadata, index, tensors, tensor_index, data_offset })
     }
 
+    /// The header of all parts of a file in several: the first one's metadata and everyone's tensors, whose offsets count from where
+    /// `starts` says each part begins. The other parts' metadata is left out. Errors (kind model): a tensor is in two parts, or there
+    /// are not `n_tensors`.
+    pub(crate) fn join(parts: Vec<Gguf>, starts: &[u64], n_tensors: usize) -> Result<Self> {
+        let mut parts = parts.into_iter().zip(starts);
+        let Some((mut whole, _)) = parts.next() else { return Err(Error::model("no parts")) };
+        for (part, start) in parts {
+            for tensor in part.tensors {
+                if whole.tensor_index.insert(tensor.name.clone(), whole.tensors.len()).is_some() {
+                    return Err(Error::model(format!("tensor {:?} is in two parts of the model", tensor.name)));
+                }
+                whole.tensors.push(TensorInfo { offset: start + tensor.offset, ..tensor });
+            }
+        }
+        if whole.tensors.len() != n_tensors {
+            let found = whole.tensors.len();
+            return Err(Error::model(format!("all parts together have {found} tensors (expected {n_tensors})")));
+        }
+        Ok(whole)
+    }
+
     /// Format version of the file.
     pub fn version(&self) -> u32 {
         self.version

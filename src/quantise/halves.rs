@@ -5,7 +5,7 @@ use half::f16;
 /// Rounded to nearest even; a NaN becomes the one NaN that ggml writes, with its sign.
 pub fn to_half(x: f32) -> u16 {
     if x.is_nan() {
-        return 0x7e00 | (x.to_bits() >> 31) as u16 * 0x8000;
+        return 0x7e00 | ((x.to_bits() >> 16) as u16 & 0x8000);
     }
     f16::from_f32(x).to_bits()
 }

@@ -5,7 +5,7 @@
 //!
 //! - [`lanes`]: registers, AVX2's and AVX-512's;
 //! - [`fit`]: the search for scale and minimum of a block;
-//! - [`superblocks`], [`blocks`]: the types made of these.
+//! - [`superblocks`], [`blocks`], [`iq4`]: the types made of these.
 //!
 //! ggml is what every other CPU and type takes, and the judge in the tests. Its own file of quantisers is compiled for plain x86-64, so that
 //! none of its products and sums are fused; where compilers fuse by themselves, as on ARM, lanes would have to as well.
@@ -17,6 +17,8 @@ mod blocks;
 mod fit;
 #[cfg(target_arch = "x86_64")]
 mod halves;
+#[cfg(target_arch = "x86_64")]
+mod iq4;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 #[cfg(target_arch = "x86_64")]

@@ -8,9 +8,9 @@ use super::lanes::{Cpu, Lanes};
 /// Values of a super-block.
 pub const SUPER: usize = 256;
 /// Values of a sub-block of q4_k and q5_k.
-const SUB: usize = 32;
+pub const SUB: usize = 32;
 /// Sub-blocks of such a super-block.
-const N_SUBS: usize = SUPER / SUB;
+pub const N_SUBS: usize = SUPER / SUB;
 /// Values of a sub-block of q6_k.
 const SMALL: usize = 16;
 /// Sub-blocks of such a super-block.
@@ -224,7 +224,7 @@ pub fn sum_of_squares(values: &[f32]) -> f32 {
 }
 
 /// ggml's `nearest_int`.
-fn nearest(x: f32) -> i32 {
+pub fn nearest(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 

@@ -4,7 +4,7 @@ use super::x86::{Level, quantise_rows};
 use crate::ggml;
 use crate::quant::GgmlType::{self, *};
 
-const TYPES: [GgmlType; 8] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K];
+const TYPES: [GgmlType; 10] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS];
 
 /// xorshift64*
 struct Random(u64);
@@ -85,9 +85,12 @@ fn check_all(values: &[f32], n_per_row: usize, what: &str) {
 #[test]
 fn weights_as_models_have_them() {
     let mut random = Random(1);
-    let grids: [(fn(f32) -> f32, &str); 3] =
-        [(|x| x, "f32"), (|x| half::bf16::from_f32(x).to_f32(), "bf16"), (|x| half::f16::from_f32(x).to_f32(), "f16")];
-    for (grid, name) in grids {
+    for name in ["f32", "bf16", "f16"] {
+        let grid = |x: f32| match name {
+            "bf16" => half::bf16::from_f32(x).to_f32(),
+            "f16" => half::f16::from_f32(x).to_f32(),
+            _ => x,
+        };
         // 43 super-blocks and 344 blocks a row, as in the real model's: no whole number of lanes.
         let values: Vec<f32> = (0..4 * 11008).map(|_| grid(0.02 * random.normal())).collect();
         check_all(&values, 11008, &format!("normal, {name}"));

@@ -2,7 +2,7 @@
 
 use super::blocks::{self, BLOCK, Kind};
 use super::lanes::{Cpu, Eight, Lanes, Pair, Sixteen};
-use super::superblocks;
+use super::{iq4, superblocks};
 use crate::quant::GgmlType;
 
 /// Instructions of the CPU.
@@ -28,8 +28,8 @@ impl Level {
 
 /// Whether `ty` has a quantiser here.
 fn has(ty: GgmlType) -> bool {
-    use GgmlType::{Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
-    matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K)
+    use GgmlType::{IQ4_NL, IQ4_XS, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+    matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS)
 }
 
 /// As [`super::quantise_rows`]; false, and nothing done, where this level or type has no quantiser here. `level` is at most what
@@ -101,6 +101,8 @@ fn row_of<L: Lanes>(cpu: Cpu<L>, ty: GgmlType, values: &[f32], importance: Optio
         GgmlType::Q4_K => return superblocks::with_mins::<L, 4>(cpu, values, importance, out),
         GgmlType::Q5_K => return superblocks::with_mins::<L, 5>(cpu, values, importance, out),
         GgmlType::Q6_K => return superblocks::q6_k(cpu, values, importance, out),
+        GgmlType::IQ4_NL => return iq4::iq4_nl(cpu, values, importance, out),
+        GgmlType::IQ4_XS => return iq4::iq4_xs(cpu, values, importance, out),
         GgmlType::Q4_0 => Kind::Symmetric(4),
         GgmlType::Q5_0 => Kind::Symmetric(5),
         GgmlType::Q4_1 => Kind::WithMin(4),
