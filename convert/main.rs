@@ -46,7 +46,14 @@ use qvl::error::{Error, Result};
 
 use args::Asked;
 
+#[global_allocator]
+static ALLOCATOR: qvl::memory::Allocator = qvl::memory::Allocator;
+
 fn main() -> ExitCode {
+    qvl::ends::explained(run)
+}
+
+fn run() -> ExitCode {
     match try_main() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -57,7 +64,6 @@ fn main() -> ExitCode {
 }
 
 fn try_main() -> Result<()> {
-    qvl::mmap::explain_faults();
     let Some(asked) = args::parse()? else { return Ok(()) };
     // Ctrl-C only sets this: the work ends at the next row block and temporary files are removed on the way out.
     let interrupted = Arc::new(AtomicBool::new(false));

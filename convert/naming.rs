@@ -31,12 +31,17 @@ pub fn is_published(checkpoint: &str) -> bool {
     PUBLISHED.iter().any(|(theirs, _)| *theirs == checkpoint)
 }
 
-/// `name` with everything that is awkward in a file name replaced by `-`; `model` if nothing is left.
+/// Longest name in bytes: file systems take 255, and `mmproj-`, types and an ending stand around it.
+const MAX_STEM_BYTES: usize = 120;
+
+/// `name` with everything that is awkward in a file name replaced by `-`, and cut where it is too long for one; `model` if
+/// nothing is left.
 pub fn file_stem(name: &str) -> String {
     let keep = |c: char| if c.is_alphanumeric() || "._+-".contains(c) { c } else { '-' };
     let stem: String = name.chars().map(keep).collect();
-    let stem: String = stem.trim_matches(['-', '.']).chars().take(120).collect();
-    if stem.is_empty() { "model".into() } else { stem }
+    let stem = stem.trim_matches(['-', '.']);
+    let end = (0..=stem.len().min(MAX_STEM_BYTES)).rev().find(|at| stem.is_char_boundary(*at)).unwrap_or(0);
+    if end == 0 { "model".into() } else { stem[..end].into() }
 }
 
 /// (basename, finetune) of a name: `Qwen-VL-7B-Chat` is `Qwen-VL` tuned for `Chat`.
@@ -76,6 +81,8 @@ mod tests {
         assert_eq!(file_stem("a/b c:d"), "a-b-c-d");
         assert_eq!(file_stem("../.."), "model");
         assert_eq!(file_stem("通义-7B"), "通义-7B");
+        assert_eq!(file_stem(&"é".repeat(200)), "é".repeat(60));
+        assert_eq!(file_stem(&("x".to_owned() + &"é".repeat(200))), "x".to_owned() + &"é".repeat(59));
     }
 
     #[test]

@@ -25,7 +25,7 @@ targets=$1
 if [ "$targets" = all ]; then
     targets=$(sed -n 's/^    ("\([a-z]*\)", .*/\1/p' fuzz/targets/mod.rs)
 fi
-"$programs/seeds" fuzz/corpus
+SEEDS=fuzz/corpus "$programs/seeds"
 TMPDIR=$(mktemp -d)
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT

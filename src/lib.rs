@@ -8,7 +8,8 @@
 //! computed at conversion, so the run-time graph has no special cases.
 //! Two border values carry everything: a GGUF file between the two programs, and an [`vision::ImageEmbedding`] between
 //! vision and text; hence the vision weights leave memory before the text weights are touched.
-//! `unsafe` lives behind five doors: [`mmap`], [`ggml`], [`llama`], [`kernels`] and [`quantise`].
+//! `unsafe` lives behind five doors: [`mmap`], [`ggml`], [`llama`], [`kernels`] and [`quantise`]; beside them the programs'
+//! [allocator](memory::Allocator).
 #![warn(missing_docs)]
 
 pub mod error;
@@ -41,6 +42,7 @@ pub mod session;
 
 pub mod conversation;
 
+pub mod ends;
 pub mod grounding;
 pub mod memory;
 pub mod quality;

@@ -4,6 +4,9 @@ mod cli;
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: qvl::memory::Allocator = qvl::memory::Allocator;
+
 fn main() -> ExitCode {
-    cli::main()
+    qvl::ends::explained(cli::main)
 }

@@ -1,11 +1,13 @@
-//! `seeds DIR`: writes the seeds of every target into `DIR/TARGET/`.
+//! Writes the seeds of every target into `$SEEDS/TARGET/`. Coverage needs libFuzzer's `main`, so this is a fuzzer, too, of
+//! which nothing but the beginning is of use.
+#![no_main]
 
 use std::path::Path;
 
 use qvl_fuzz::fuzz::{TARGETS, seeds::seeds};
 
-fn main() -> std::io::Result<()> {
-    let dir = std::env::args_os().nth(1).expect("a directory");
+fn write() -> std::io::Result<()> {
+    let dir = std::env::var_os("SEEDS").expect("SEEDS names a directory");
     for (name, _) in TARGETS {
         let dir = Path::new(&dir).join(name);
         std::fs::create_dir_all(&dir)?;
@@ -15,3 +17,8 @@ fn main() -> std::io::Result<()> {
     }
     Ok(())
 }
+
+libfuzzer_sys::fuzz_target!(init: {
+    write().expect("seeds");
+    std::process::exit(0);
+}, |_data: &[u8]| {});

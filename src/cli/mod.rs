@@ -49,7 +49,6 @@ static VERBOSE: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    qvl::mmap::explain_faults();
     let parsed = Cli::command().try_get_matches_from(args::with_long_flags(std::env::args_os()));
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,

@@ -6,6 +6,7 @@
 //! either would be a bug, but a panic can be read.
 #![allow(unsafe_code)]
 
+mod abort;
 mod backend;
 mod context;
 mod cpu;
@@ -13,6 +14,7 @@ mod custom;
 mod quantize;
 mod watch;
 
+pub use abort::{explain_aborts, no_memory};
 pub(crate) use backend::is_set;
 pub use backend::{Allocated, Backend};
 pub use context::{Context, Graph, Tensor};

@@ -1,8 +1,10 @@
 //! What memory there is, what this process took of it, and what a run will take.
 
+mod allocator;
 mod machine;
 mod plan;
 
+pub use allocator::Allocator;
 pub use machine::{available_bytes, own_bytes, peak_rss_bytes, total_bytes};
 pub use plan::{Item, Kind, Phase, Plan};
 

@@ -5,6 +5,7 @@
 mod adapter_files;
 mod adapters;
 mod checkpoints;
+mod faults;
 mod gguf;
 #[path = "../support/gptq.rs"]
 mod gptq;

@@ -80,6 +80,8 @@ impl Outcome {
         let known = |line: &&str| ["error:", "warning:", "note:"].iter().any(|start| line.starts_with(start));
         let n_others = self.stderr.lines().filter(|line| !known(line)).count();
         match self.code {
+            // The net below all proofs caught it.
+            _ if self.stderr.contains("this is a bug") => Some("a bug".into()),
             None => Some("a signal or a hang".into()),
             Some(0) if n_errors == 0 && n_others == 0 => None,
             Some(1..=5 | 130) if n_errors == 1 && n_others == 0 => None,

@@ -1,0 +1,120 @@
+//! Where C and C++ would end the process in their own way: a message and a promised exit code instead of a signal and a
+//! backtrace. A net below the proofs of every header, not in their place: what it says is a bug, unless memory ran out.
+
+use std::ffi::{CStr, c_char};
+
+use llama_cpp_sys_2 as sys;
+
+use crate::error::ErrorKind;
+
+/// From now on the process ends with one line on stderr and exit code 5 where C++ gets no memory, 1 where an assertion of ggml
+/// fails or a library calls `abort()`. There is no way back: C has nothing to return to.
+pub fn explain_aborts() {
+    // SAFETY: the callback is a plain function that may be called from any thread; ggml keeps it for good.
+    unsafe { sys::ggml_set_abort_callback(Some(assertion_failed)) };
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            // `std::set_new_handler`, of libstdc++, which llama.cpp is linked to.
+            #[link_name = "_ZSt15set_new_handlerPFvvE"]
+            fn set_new_handler(handler: extern "C" fn()) -> Option<extern "C" fn()>;
+        }
+        // SAFETY: the name is that of the C++ ABI for a function of this type; the handler does not return.
+        unsafe { set_new_handler(no_memory) };
+    }
+    #[cfg(unix)]
+    {
+        let handler: extern "C" fn(libc::c_int) = aborted;
+        // SAFETY: the handler only calls what may be called there, and does not return.
+        unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
+    }
+}
+
+unsafe extern "C" fn assertion_failed(message: *const c_char) {
+    // SAFETY: ggml passes a terminated string that lives during the call.
+    let message = unsafe { CStr::from_ptr(message) }.to_bytes();
+    // The assertion that fails for lack of memory: ggml's own contexts.
+    const NO_BUFFER: &[u8] = b"mem_buffer != NULL";
+    if message.windows(NO_BUFFER.len()).any(|part| part == NO_BUFFER) {
+        no_memory();
+    }
+    // Where it stands is of use, the path on the machine that built it is not.
+    let place = message.rsplit(|byte| *byte == b'/').next().unwrap_or(message);
+    end(
+        &[b"error: memory ran out, or this is a bug: please report it: ggml stopped at ", place, b"\n"],
+        ErrorKind::Other,
+    )
+}
+
+/// Ends the process for lack of memory, wherever that shows.
+pub extern "C" fn no_memory() {
+    const MESSAGE: &[u8] = b"error: out of memory; take a smaller context (-c), caches of 8 bits (-ctk q8_0 -ctv q8_0) or smaller weights\n";
+    end(&[MESSAGE], ErrorKind::Memory)
+}
+
+#[cfg(unix)]
+extern "C" fn aborted(_signal: libc::c_int) {
+    end(&[b"\nerror: this is a bug, please report it: a library stopped the program\n"], ErrorKind::Other)
+}
+
+/// Allocates nothing.
+fn end(message: &[&[u8]], kind: ErrorKind) -> ! {
+    #[cfg(unix)]
+    // SAFETY: both may be called in a signal handler and where there is no memory; the bytes live during the call.
+    unsafe {
+        for part in message {
+            libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len());
+        }
+        libc::_exit(kind.exit_code().into())
+    }
+    #[cfg(not(unix))]
+    {
+        for part in message {
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), part);
+        }
+        std::process::exit(kind.exit_code().into())
+    }
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Says how the process that [`ends`] starts is to end.
+    const END: &str = "QVL_TEST_ABORT";
+
+    /// Nothing by itself: what the next test starts.
+    #[test]
+    fn stops() {
+        let Ok(how) = std::env::var(END) else { return };
+        explain_aborts();
+        match how.as_str() {
+            // SAFETY: they are terminated strings without a placeholder.
+            "ggml" => unsafe {
+                sys::ggml_abort(c"/home/x/ops.cpp".as_ptr(), 7, c"GGML_ASSERT(a == b) failed".as_ptr())
+            },
+            // SAFETY: as above.
+            "memory" => unsafe { sys::ggml_abort(c"ggml.c".as_ptr(), 7, c"ctx->mem_buffer != NULL".as_ptr()) },
+            _ => std::process::abort(),
+        }
+    }
+
+    #[test]
+    fn ends() {
+        let check = |how: &str, code: i32, line: &str| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "ggml::abort::tests::stops", "--nocapture"]).env(END, how);
+            let output = command.output().unwrap();
+            let found = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), found.trim()), (Some(code), line), "{how}");
+        };
+        let bug = "error: memory ran out, or this is a bug: please report it: ggml stopped at ops.cpp:7: GGML_ASSERT(a == b) failed";
+        check("ggml", 1, bug);
+        let memory = "error: out of memory; take a smaller context (-c), caches of 8 bits (-ctk q8_0 -ctv q8_0) or smaller weights";
+        check("memory", 5, memory);
+        check("abort", 1, "error: this is a bug, please report it: a library stopped the program");
+    }
+}
