@@ -17,7 +17,7 @@ fn names() -> Vec<OsString> {
     let long = "é".repeat(120);
     let texts = [" two  blanks ", "a'b\"c$(d);*?[e]\\", "😀图片\u{301}", "-dash", &long];
     let others: [&[u8]; 2] = [b"\xff\xfe\x80", b"half \xe5\x9b"];
-    let texts = texts.iter().map(|text| OsString::from(text));
+    let texts = texts.iter().map(OsString::from);
     texts.chain(others.iter().map(|bytes| OsString::from_vec(bytes.to_vec()))).collect()
 }
 
