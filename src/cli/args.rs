@@ -318,7 +318,7 @@ pub struct TraceArgs {
 #[command(allow_negative_numbers = true)]
 pub struct BenchArgs {
     /// Text GGUF
-    #[arg(short, long, env = "QVL_MODEL", value_name = "FILE", required_unless_present = "compare")]
+    #[arg(short, long, env = "QVL_MODEL", value_name = "FILE", required_unless_present_any = ["compare", "kernels"])]
     pub model: Option<PathBuf>,
     /// Vision GGUF (default: the mmproj-*.gguf beside the model that belongs to it)
     #[arg(long, env = "QVL_MMPROJ", value_name = "FILE")]
@@ -372,6 +372,9 @@ pub struct BenchArgs {
     /// Compare results of different models or settings
     #[arg(long, requires = "compare")]
     pub force: bool,
+    /// Measure kernels instead of a model: products of pictures and tokens by type, beside what the machine can do
+    #[arg(long, conflicts_with_all = ["compare", "output", "text_only"])]
+    pub kernels: bool,
     /// For the processes that measure: what
     #[arg(long, hide = true)]
     pub measure: Option<String>,
@@ -598,8 +601,8 @@ pub struct ContextArgs {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub repack: RepackMode,
     /// Kernels of the vision tower: the best that this CPU has (auto), ggml's, or ours for AVX-VNNI or AVX-512
-    #[arg(long, env = "QVL_KERNELS", value_name = "NAME", default_value = "auto")]
-    pub kernels: KernelsMode,
+    #[arg(long, env = "QVL_VISION_KERNELS", value_name = "NAME", default_value = "auto")]
+    pub vision_kernels: KernelsMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,

@@ -195,7 +195,7 @@ pub fn attention(args: &ContextArgs) -> Attention {
 
 /// Whose kernels compute the vision tower, where they can. Errors (kind usage): this CPU does not have them.
 fn kernels(args: &ContextArgs) -> Result<Kernels> {
-    let wanted = match args.kernels {
+    let wanted = match args.vision_kernels {
         KernelsMode::Auto => Kernels::detect(),
         KernelsMode::Ggml => Kernels::Ggml,
         KernelsMode::Avxvnni => Kernels::AvxVnni,
@@ -204,7 +204,7 @@ fn kernels(args: &ContextArgs) -> Result<Kernels> {
     if !wanted.is_available() {
         let name = wanted.name();
         return Err(Error::usage(format!(
-            "--kernels {name}: this CPU, or the system on it, does not have what they need; leave it at auto"
+            "--vision-kernels {name}: this CPU, or the system on it, does not have what they need; leave it at auto"
         )));
     }
     Ok(wanted)

@@ -7,6 +7,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::Tile;
 use super::columns::{COLUMNS, ColumnBlock, SMALLEST};
@@ -230,4 +231,22 @@ fn gelu_of(x: __m512) -> __m512 {
     let tail = _mm512_mul_ps(tail, _mm512_set1_ps(0.5));
     let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
     _mm512_mul_ps(x, _mm512_mask_blend_ps(negative, _mm512_sub_ps(one, tail), tail))
+}
+
+/// As many dot products as `n` in registers: multiplications and additions done.
+///
+/// # Safety
+/// The CPU has AVX-512 F and VNNI.
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub unsafe fn peak(n: u64) -> u64 {
+    const SUMS: usize = 12;
+    let (a, b) = (_mm512_set1_epi32(black_box(0x0102_0304)), _mm512_set1_epi32(black_box(0x0101_0101)));
+    let mut sums = [_mm512_setzero_si512(); SUMS];
+    for _ in 0..n / SUMS as u64 {
+        for i in 0..SUMS {
+            sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+        }
+    }
+    black_box(sums);
+    n / SUMS as u64 * SUMS as u64 * 64 * 2
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::Tile;
 use super::columns::{COLUMNS, ColumnBlock, SMALLEST};
@@ -185,4 +186,22 @@ fn exp(x: f32) -> f32 {
     let terms = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0f32];
     let sum = terms.into_iter().fold(1.0 / 5040.0, |sum: f32, term| sum.mul_add(r, term));
     sum * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
+}
+
+/// As many dot products as `n` in registers: multiplications and additions done.
+///
+/// # Safety
+/// The CPU has AVX2 and AVX-VNNI.
+#[target_feature(enable = "avx2,avxvnni")]
+pub unsafe fn peak(n: u64) -> u64 {
+    const SUMS: usize = 12;
+    let (a, b) = (_mm256_set1_epi32(black_box(0x0102_0304)), _mm256_set1_epi32(black_box(0x0101_0101)));
+    let mut sums = [_mm256_setzero_si256(); SUMS];
+    for _ in 0..n / SUMS as u64 {
+        for i in 0..SUMS {
+            sums[i] = _mm256_dpbusd_avx_epi32(sums[i], a, b);
+        }
+    }
+    black_box(sums);
+    n / SUMS as u64 * SUMS as u64 * 32 * 2
 }

@@ -75,6 +75,8 @@ struct Inner {
     to_int8: unsafe fn(&[f32; panel::DEPTH]) -> ([i8; panel::DEPTH], f32),
     /// x · Φ(x).
     gelu: unsafe fn(&mut Tile),
+    /// So many dot-product instructions in registers: how many operations they were.
+    peak: unsafe fn(u64) -> u64,
 }
 
 impl Kernels {
@@ -120,6 +122,21 @@ impl Kernels {
         }
     }
 
+    /// Runs about `n` of their 8-bit dot-product instructions on one core, with nothing in between, and says how many
+    /// multiplications and additions that were: what they could reach at most. Panics where they are not available.
+    #[cfg(target_arch = "x86_64")]
+    pub fn peak(self, n: u64) -> Option<u64> {
+        assert!(self.is_available(), "{self:?} on another CPU");
+        // SAFETY: they are available.
+        self.inner().map(|inner| unsafe { (inner.peak)(n) })
+    }
+
+    /// None of ours here.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn peak(self, _: u64) -> Option<u64> {
+        None
+    }
+
     /// Whether [`attention`] is theirs, and not ggml's.
     pub fn attend(self) -> bool {
         self == Kernels::Avx512
@@ -131,9 +148,13 @@ impl Kernels {
         match self {
             Kernels::Ggml => None,
             Kernels::AvxVnni => {
-                Some(&Inner { int8_tile: narrow::int8_tile, to_int8: narrow::to_int8, gelu: narrow::gelu })
+                use narrow::{gelu, int8_tile, peak, to_int8};
+                Some(&Inner { int8_tile, to_int8, gelu, peak })
             }
-            Kernels::Avx512 => Some(&Inner { int8_tile: wide::int8_tile, to_int8: wide::to_int8, gelu: wide::gelu }),
+            Kernels::Avx512 => {
+                use wide::{gelu, int8_tile, peak, to_int8};
+                Some(&Inner { int8_tile, to_int8, gelu, peak })
+            }
         }
     }
 

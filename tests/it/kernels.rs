@@ -29,11 +29,11 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn an_embedding_is_near_that_of_ggml() {
     for vision_type in ["q8_0", "q5_0", "iq4_nl"] {
-        let (exact, ggml) = (["-fa", "off", "--kernels", "ggml"], ["--kernels", "ggml"]);
+        let (exact, ggml) = (["-fa", "off", "--vision-kernels", "ggml"], ["--vision-kernels", "ggml"]);
         let (exact, ggml) = (embedding(vision_type, &exact), embedding(vision_type, &ggml));
         let rounding = relative_l2(&ggml.data, &exact.data);
         for name in ours() {
-            let got = embedding(vision_type, &["--kernels", name]);
+            let got = embedding(vision_type, &["--vision-kernels", name]);
             assert_eq!(got.shape, ggml.shape);
             let distance = relative_l2(&got.data, &ggml.data);
             println!("{vision_type}, {name}: {distance:.1e} from ggml, whose own rounding is {rounding:.1e}");
@@ -51,7 +51,7 @@ fn an_embedding_is_near_that_of_ggml() {
 fn eight_bits_of_vision_keep_the_direction_of_an_embedding() {
     let exact = embedding("f32", &["-fa", "off"]);
     for name in ours().into_iter().chain(["ggml"]) {
-        let got = embedding("q8_0", &["--kernels", name]);
+        let got = embedding("q8_0", &["--vision-kernels", name]);
         let rows = exact.data.chunks_exact(exact.shape[1]).zip(got.data.chunks_exact(exact.shape[1]));
         let mean = rows.map(|(a, b)| cosine(a, b)).sum::<f64>() / exact.shape[0] as f64;
         println!("{name}: mean cosine {mean:.6}");
@@ -63,8 +63,8 @@ fn eight_bits_of_vision_keep_the_direction_of_an_embedding() {
 #[test]
 fn threads_change_nothing() {
     for name in ours() {
-        let one = embedding("q8_0", &["--kernels", name, "-t", "1"]);
-        assert_eq!(one, embedding("q8_0", &["--kernels", name, "-t", "3"]), "{name}");
+        let one = embedding("q8_0", &["--vision-kernels", name, "-t", "1"]);
+        assert_eq!(one, embedding("q8_0", &["--vision-kernels", name, "-t", "3"]), "{name}");
     }
 }
 
@@ -73,7 +73,7 @@ fn threads_change_nothing() {
 fn exact_stays_exact() {
     let exact = embedding("f32", &["-fa", "off"]);
     for name in ours() {
-        assert_eq!(exact, embedding("f32", &["-fa", "off", "--kernels", name]), "{name}");
+        assert_eq!(exact, embedding("f32", &["-fa", "off", "--vision-kernels", name]), "{name}");
     }
 }
 
@@ -85,7 +85,7 @@ fn a_cached_embedding_is_of_its_kernels() {
         let mut command = qvl();
         command.env("QVL_CACHE_DIR", dir.path()).env("QVL_CACHE_SIZE", "64M");
         command.current_dir(repository("models/qvl-tiny/demo")).args(["ask", "--temp", "0", "-n", "2", "--json", "-m"]);
-        command.arg(tiny("q4_k_m", "q8_0").text).args(["--kernels", kernels, "-i", "shapes.png", "What?"]);
+        command.arg(tiny("q4_k_m", "q8_0").text).args(["--vision-kernels", kernels, "-i", "shapes.png", "What?"]);
         run(&mut command).json()["usage"]["cached_image_tokens"].as_u64().expect("a count")
     };
     for name in ours().into_iter().chain(["ggml"]) {
@@ -99,7 +99,7 @@ fn a_cached_embedding_is_of_its_kernels() {
 fn kernels_are_chosen_by_name() {
     let ask = |name: &str| {
         let mut command = qvl();
-        command.env("QVL_KERNELS", name).args(["ask", "--temp", "0", "-n", "2", "-m"]).arg(random().text);
+        command.env("QVL_VISION_KERNELS", name).args(["ask", "--temp", "0", "-n", "2", "-m"]).arg(random().text);
         run(command.arg("Hi"))
     };
     ask("ggml").ok();
@@ -108,4 +108,23 @@ fn kernels_are_chosen_by_name() {
     assert!(wrong.err.contains("avxvnni") && wrong.err.contains("auto"), "{wrong:?}");
     let doctor: Value = run(qvl().args(["doctor", "--json"])).json();
     assert_eq!(doctor["vision_kernels"], *ours().last().unwrap_or(&"ggml"));
+}
+
+/// Every type by everyone who has it, beside what the machine can do.
+#[test]
+fn bench_measures_kernels_without_a_model() {
+    let report: Value = run(qvl().args(["bench", "--kernels", "-r", "1", "--json", "-q"])).json();
+    let results = report["results"].as_array().expect("a list");
+    let has = |work: &str, ty: &str, kernels: &str| {
+        results.iter().any(|r| r["work"] == work && r["type"] == ty && r["kernels"] == kernels)
+    };
+    assert!(results.iter().all(|r| r["value"].as_f64().expect("a number") > 0.0), "{report}");
+    assert!(has("peak", "f32", "registers") && has("peak", "memory", "reading"));
+    assert!(has("picture", "bf16", "ggml") && has("picture", "q8_0", "ggml"));
+    for name in ours() {
+        assert!(has("peak", "int8", name) && has("picture", "q8_0", name) && !has("picture", "bf16", name), "{name}");
+    }
+    assert_eq!(results.iter().filter(|r| r["work"] == "token").count(), 8);
+    let both = run(qvl().args(["bench", "--kernels", "--compare", "a.json"]));
+    assert!(both.code == 2 && both.err.contains("cannot be used with"), "{both:?}");
 }

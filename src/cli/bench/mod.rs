@@ -4,6 +4,7 @@ mod child;
 mod compare;
 mod counters;
 mod energy;
+mod kernels;
 mod machine;
 mod plan;
 mod processes;
@@ -32,6 +33,9 @@ use report::{Energy, FORMAT, Report, Row};
 pub fn run(args: &BenchArgs, quiet: bool) -> Result<()> {
     if let Some(name) = &args.measure {
         return child::run(args, name);
+    }
+    if args.kernels {
+        return kernels::run(args, quiet);
     }
     let files: Vec<Report> = args.compare.iter().map(|path| Report::read(path)).collect::<Result<_>>()?;
     if let [old, new] = files.as_slice() {
