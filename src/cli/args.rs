@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::builder::{FalseyValueParser, PossibleValuesParser};
+use clap::builder::{EnumValueParser, FalseyValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qvl::ggml::has_amx;
 use qvl::grounding::Selection;
 use qvl::memory::parse_bytes;
 use qvl::quant::GgmlType;
@@ -598,7 +599,10 @@ pub struct ContextArgs {
     pub device: String,
     /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU (auto: never on
     /// x86-64, whose kernels read prompts faster without; elsewhere where there is room)
-    #[arg(long, value_name = "MODE", default_value = "auto")]
+    #[arg(
+        long, value_name = "MODE", default_value = "auto",
+        value_parser = EnumValueParser::<RepackMode>::new().try_map(repack_works)
+    )]
     pub repack: RepackMode,
     /// Kernels of the vision tower: the best that this CPU has (auto), ggml's, or ours for AVX-VNNI or AVX-512
     #[arg(long, env = "QVL_VISION_KERNELS", value_name = "NAME", default_value = "auto")]
@@ -626,6 +630,18 @@ pub enum RepackMode {
     On,
     Off,
     Auto,
+}
+
+/// Refuses what crashes: ggml's AMX kernels, which are for repacked weights only, end in an illegal instruction when GCC 12
+/// has compiled them (it drops the stores of the tiles' shapes), and there is no way to ask for its other ones.
+fn repack_works(mode: RepackMode) -> Result<RepackMode, String> {
+    match mode {
+        RepackMode::On if has_amx() => {
+            Err("ggml would compute repacked weights with AMX here, and its code for that crashes; leave it at auto"
+                .into())
+        }
+        _ => Ok(mode),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]

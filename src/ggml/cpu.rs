@@ -44,3 +44,9 @@ pub fn simd_features() -> Vec<SimdFeature> {
     let list = Vec::new();
     list
 }
+
+/// Whether ggml was built for AMX, whose kernels multiply repacked weights then, and only those.
+pub fn has_amx() -> bool {
+    // SAFETY: returns what was compiled in, nothing else.
+    unsafe { sys::ggml_cpu_has_amx_int8() != 0 }
+}

@@ -18,7 +18,7 @@ pub use abort::{explain_aborts, no_memory};
 pub(crate) use backend::is_set;
 pub use backend::{Allocated, Backend};
 pub use context::{Context, Graph, Tensor};
-pub use cpu::{SimdFeature, simd_features};
+pub use cpu::{SimdFeature, has_amx, simd_features};
 pub use custom::{Custom, Operand, Share, Task};
 pub(crate) use quantize::c_type;
 pub use quantize::{dequantize_row, first_not_finite, quantize_rows};

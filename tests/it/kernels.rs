@@ -1,5 +1,6 @@
 //! Kernels of the vision tower: ours see what ggml's see. What they compute is tested beside them, in `src/kernels/tests.rs`.
 
+use qvl::ggml::has_amx;
 use qvl::kernels::Kernels;
 use serde_json::Value;
 
@@ -127,4 +128,16 @@ fn bench_measures_kernels_without_a_model() {
     assert_eq!(results.iter().filter(|r| r["work"] == "token").count(), 8);
     let both = run(qvl().args(["bench", "--kernels", "--compare", "a.json"]));
     assert!(both.code == 2 && both.err.contains("cannot be used with"), "{both:?}");
+}
+
+/// Where ggml has AMX for them, repacked weights are refused before they crash; elsewhere they answer.
+#[test]
+fn repacked_weights_answer_or_are_refused() {
+    let model = tiny("q4_k_m", "q8_0").text;
+    let ran = run(qvl().args(["ask", "--temp", "0", "-n", "2", "--repack", "on", "-m"]).arg(model).arg("Hi"));
+    if has_amx() {
+        assert!(ran.code == 2 && ran.err.contains("AMX"), "{ran:?}");
+    } else {
+        ran.ok();
+    }
 }

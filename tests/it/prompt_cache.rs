@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use qvl::cache::Store;
+use qvl::ggml::has_amx;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -214,7 +215,7 @@ fn another_prompt_model_or_setting_is_a_miss() {
         with(&["-ctk", "q8_0"]),
         with(&["-ctv", "q8_0"]),
         with(&["-fa", "off"]),
-        with(&["--repack", "on"]),
+        with(if has_amx() { &["-ctk", "q4_0"] } else { &["--repack", "on"] }),
         with(&["--raw"]),
         [&shapes[..], &["--lora", lora]].concat(),
         [&shapes[..], &["--lora", &half]].concat(),
