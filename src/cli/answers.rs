@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use qvl::error::{Error, ErrorKind, Result};
 use qvl::grounding::Region;
 use qvl::llama::SamplerSettings;
-use qvl::session::{Answer, Finish, GenerateSettings, TextFile};
+use qvl::session::{Answer, Draft, Finish, GenerateSettings, TextFile};
 use qvl::text::{ChatFormat, TextHparams};
 use serde_json::{Value, json};
 
@@ -34,7 +34,13 @@ pub fn stops(text: &TextFile, args: &GenerationArgs, n_predict: usize, raw: bool
         // The base model's own stop sequence: it would go on to write the next question.
         stop_texts.push("Human:".to_owned());
     }
-    GenerateSettings { n_predict, stop_ids: vec![ids.eod, ids.im_end, ids.im_start], stop_texts, logprobs: None }
+    GenerateSettings {
+        n_predict,
+        stop_ids: vec![ids.eod, ids.im_end, ids.im_start],
+        stop_texts,
+        logprobs: None,
+        draft: Draft::Off,
+    }
 }
 
 /// Why an answer ended, as JSON says it.

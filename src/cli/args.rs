@@ -9,6 +9,7 @@ use qvl::ggml::has_amx;
 use qvl::grounding::Selection;
 use qvl::memory::parse_bytes;
 use qvl::quant::GgmlType;
+use qvl::session::Draft;
 
 use super::batch::Shard;
 
@@ -84,6 +85,8 @@ pub struct AskArgs {
     pub cache: CacheArgs,
     #[command(flatten)]
     pub prompt_cache: PromptCacheArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     /// Go on with the conversation in FILE, or begin one there; what was read before is not read again
     #[arg(long, value_name = "FILE", conflicts_with = "raw")]
     pub session: Option<PathBuf>,
@@ -128,6 +131,8 @@ pub struct ChatArgs {
     pub context: ContextArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     /// Go on with the conversation in FILE, if it is there, and keep it there at the end
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
@@ -148,6 +153,8 @@ pub struct DetectArgs {
     pub cache: CacheArgs,
     #[command(flatten)]
     pub prompt_cache: PromptCacheArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     /// Print one JSON object
     #[arg(long, conflicts_with_all = ["coco", "csv"])]
     pub json: bool,
@@ -442,6 +449,8 @@ pub struct PlanArgs {
     /// Tokens to generate at most (default: the model's)
     #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N")]
     pub predict: Option<usize>,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -488,6 +497,15 @@ pub struct PromptCacheArgs {
     /// another process, is read from there on (0.5 MiB a position for the real model in f16)
     #[arg(long, env = "QVL_CACHE_PROMPT", value_parser = FalseyValueParser::new())]
     pub cache_prompt: bool,
+}
+
+/// For commands that write one answer at a time: in a batch a pass over the weights has enough to do with the others.
+#[derive(Args)]
+pub struct DraftArgs {
+    /// Guess what comes next where prompt or answer repeat themselves, and read several tokens at a time: auto as many as
+    /// pays, off, or always N. The model decides on each, so answers stay the same
+    #[arg(long, env = "QVL_DRAFT", value_name = "auto|off|N", default_value = "auto", value_parser = draft)]
+    pub draft: Draft,
 }
 
 #[derive(Args)]
@@ -695,6 +713,9 @@ pub fn with_long_flags(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     out
 }
 
+/// Most tokens that `--draft` may guess at a time. Each takes a row of logits.
+const MAX_DRAFT: usize = 63;
+
 fn kv_types() -> PossibleValuesParser {
     PossibleValuesParser::new(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
 }
@@ -708,6 +729,17 @@ fn parallel(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=64).contains(&n) => Ok(n),
         _ => Err("expected a number from 1 to 64".to_owned()),
+    }
+}
+
+fn draft(text: &str) -> Result<Draft, String> {
+    match text {
+        "auto" => Ok(Draft::Auto),
+        "off" | "0" => Ok(Draft::Off),
+        number => match number.parse() {
+            Ok(n) if (1..=MAX_DRAFT).contains(&n) => Ok(Draft::Exactly(n)),
+            _ => Err(format!("expected auto, off or a number from 1 to {MAX_DRAFT}")),
+        },
     }
 }
 

@@ -63,6 +63,7 @@ pub fn run(args: &AskArgs, quiet: bool) -> Result<()> {
         context: &args.context,
         cache: &args.cache,
         prompt_cache: &args.prompt_cache,
+        draft: args.draft.draft,
         generation: &args.generation,
         quiet,
         start,

@@ -61,6 +61,7 @@ pub fn run(args: &DetectArgs, quiet: bool) -> Result<()> {
         context: &args.context,
         cache: &args.cache,
         prompt_cache: &args.prompt_cache,
+        draft: args.draft.draft,
         generation: &generation,
         quiet,
         start,

@@ -8,7 +8,9 @@ use qvl::grammar::Matcher;
 use qvl::image::{ImageSource, Picture};
 use qvl::llama::Sampler;
 use qvl::prompt::Prompt;
-use qvl::session::{Answer, GenerateSettings, Generation, Seen, Session, Snapshot, TextFile, generate, too_long};
+use qvl::session::{
+    Answer, Draft, GenerateSettings, Generation, Seen, Session, Snapshot, TextFile, generate, too_long,
+};
 use serde_json::{Value, json};
 
 use super::answers::{ms, sampling};
@@ -16,7 +18,7 @@ use super::args::{CacheArgs, ContextArgs, GenerationArgs, ImageArgs, ModelArgs, 
 use super::prompt_cache::{self, Beginning};
 use super::room::Fitted;
 use super::see::{TextMemory, Viewer};
-use super::{STOP, pipeline, print_error, room};
+use super::{STOP, pipeline, print_error, print_verbose, room};
 
 /// The flags that it depends on.
 pub struct Query<'a> {
@@ -25,6 +27,7 @@ pub struct Query<'a> {
     pub context: &'a ContextArgs,
     pub cache: &'a CacheArgs,
     pub prompt_cache: &'a PromptCacheArgs,
+    pub draft: Draft,
     pub generation: &'a GenerationArgs,
     pub quiet: bool,
     /// When the program began.
@@ -101,7 +104,7 @@ fn settings(query: &Query<'_>, text: &TextFile, prompt: &Prompt, n_predict: usiz
     // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
     let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
     let sizes = (n_prompt.max(n_past), n_predict);
-    let fitted = pipeline::fitted_session(text, query.context, sizes, n_prompt, query.quiet)?;
+    let fitted = pipeline::fitted_session(text, query.context, sizes, n_prompt, query.draft, query.quiet)?;
     if n_prompt > fitted.settings.n_ctx {
         return Err(too_long(n_prompt, fitted.settings.n_ctx));
     }
@@ -162,6 +165,7 @@ pub fn answer(
     if let Some(matcher) = matcher {
         sampler.constrain(matcher);
     }
+    let stops = GenerateSettings { draft: query.draft, ..stops };
     let decode_start = Instant::now();
     let mut first_token = None;
     let answer = generate(&mut session, Generation::new(text.tokenizer(), sampler, stops), &STOP, |piece| {
@@ -169,6 +173,7 @@ pub fn answer(
         emit(piece)
     })?;
     let decode = decode_start.elapsed();
+    tell_drafts(&answer);
     let n_old = prompt.n_images().saturating_sub(seen.len());
     let (n_image, n_cached) = (prompt.n_images() * h.n_queries, (n_old + sight.n_cached) * h.n_queries);
     let kept = match query.past {
@@ -194,6 +199,13 @@ pub fn answer(
         decode,
         first_token,
     })
+}
+
+/// Says how good guesses were (`-v`).
+pub fn tell_drafts(answer: &Answer) {
+    if answer.n_drafted > 0 {
+        print_verbose(&format!("note: {} of {} guessed tokens were right\n", answer.n_accepted, answer.n_drafted));
+    }
 }
 
 /// Goes on from a snapshot if that can be; else all is read again, which takes longer and changes nothing.
@@ -231,6 +243,8 @@ impl Outcome {
             "decode_ms": ms(self.decode),
             "ttft_ms": self.first_token.map(ms),
             "decode_tokens_per_second": (per_second * 1e3).round() / 1e3,
+            "draft_n": self.answer.n_drafted,
+            "draft_n_accepted": self.answer.n_accepted,
         })
     }
 }

@@ -14,7 +14,7 @@ use qvl::kernels::Kernels;
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
 use qvl::mmap::MappedFile;
 use qvl::names::general;
-use qvl::session::{SessionSettings, TextFile};
+use qvl::session::{Draft, SessionSettings, TextFile};
 use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
 
@@ -293,15 +293,17 @@ pub fn session_settings(
     Ok(settings)
 }
 
-/// The same, but with `--max-memory` what does not fit is changed until it does; a note says what.
+/// The same with room for drafts, but with `--max-memory` what does not fit is changed until it does; a note says what.
 pub fn fitted_session(
     text: &TextFile,
     args: &ContextArgs,
     (n_prompt, n_predict): (usize, usize),
     n_batch: usize,
+    draft: Draft,
     quiet: bool,
 ) -> Result<Fitted> {
-    let fitted = room::fit(text, args, wanted_settings(text, args, (n_prompt, n_predict), n_batch)?)?;
+    let wanted = wanted_settings(text, args, (n_prompt, n_predict), n_batch)?.with_draft(draft);
+    let fitted = room::fit(text, args, wanted)?;
     if let Some(note) = fitted.note.as_ref().filter(|_| !quiet) {
         print_error(&format!("note: {note}\n"));
     }

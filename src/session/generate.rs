@@ -7,6 +7,7 @@ use crate::llama::Sampler;
 use crate::tokenizer::{Specials, StreamDecoder, TokenId, Tokenizer};
 
 use super::Session;
+use super::draft::{Draft, Drafter};
 use super::logprobs::{TokenLogprobs, logprobs};
 
 /// Why an answer ended.
@@ -31,6 +32,8 @@ pub struct GenerateSettings {
     pub stop_texts: Vec<String>,
     /// Whether each token's probability is wanted, and those of how many of the most likely ones.
     pub logprobs: Option<usize>,
+    /// Whether tokens are guessed and read several at a time.
+    pub draft: Draft,
 }
 
 /// What was generated.
@@ -40,6 +43,10 @@ pub struct Answer {
     pub text: String,
     /// Sampled tokens, without the stop token.
     pub n_tokens: usize,
+    /// Tokens that were guessed and read ahead.
+    pub n_drafted: usize,
+    /// Those among them that were right.
+    pub n_accepted: usize,
     /// Why it ended.
     pub finish: Finish,
     /// One for each sampled token, if wanted.
@@ -52,6 +59,7 @@ pub struct Generation<'t> {
     decoder: StreamDecoder<'t>,
     sampler: Sampler,
     settings: GenerateSettings,
+    drafter: Drafter,
     text: Tail,
     n_tokens: usize,
     logprobs: Vec<TokenLogprobs>,
@@ -72,7 +80,8 @@ impl<'t> Generation<'t> {
     pub fn new(tokenizer: &'t Tokenizer, sampler: Sampler, settings: GenerateSettings) -> Self {
         let decoder = StreamDecoder::new(tokenizer, Specials::Keep);
         let text = Tail { stops: settings.stop_texts.clone(), ..Tail::default() };
-        Generation { tokenizer, decoder, sampler, settings, text, n_tokens: 0, logprobs: Vec::new() }
+        let drafter = Drafter::new(settings.draft);
+        Generation { tokenizer, decoder, sampler, settings, drafter, text, n_tokens: 0, logprobs: Vec::new() }
     }
 
     /// Chooses the next token from the logits of the whole vocabulary; ids beyond the used one are never chosen. Each piece of
@@ -103,13 +112,23 @@ impl<'t> Generation<'t> {
         Ok(Choice::Token(id))
     }
 
+    /// Lets `session` read the token that was chosen, and what may come behind it in the same pass. Errors: as
+    /// [`Session::push`].
+    fn read(&mut self, session: &mut Session<'_>, id: TokenId) -> Result<()> {
+        // Logits behind the last token would be of no use.
+        let n_max = self.settings.n_predict.saturating_sub(self.n_tokens + 1);
+        self.drafter.push(session, id, n_max, &self.settings.stop_ids)
+    }
+
     /// The whole answer, with the rest of the text given to `emit`.
     pub fn finish(mut self, finish: Finish, mut emit: impl FnMut(&str) -> Result<()>) -> Result<Answer> {
         if !self.text.cut {
             self.text.text.push_str(&self.decoder.finish());
         }
         self.text.flush(&mut emit)?;
-        Ok(Answer { text: self.text.text, n_tokens: self.n_tokens, finish, logprobs: self.logprobs })
+        let (n_drafted, n_accepted) = (self.drafter.n_drafted(), self.drafter.n_accepted());
+        let (text, n_tokens) = (self.text.text, self.n_tokens);
+        Ok(Answer { text, n_tokens, n_drafted, n_accepted, finish, logprobs: self.logprobs })
     }
 }
 
@@ -132,7 +151,7 @@ pub fn generate(
         if session.n_left() == 0 {
             break Finish::Length;
         }
-        match session.push(id) {
+        match generation.read(session, id) {
             Err(e) if e.kind() == ErrorKind::Interrupted => break Finish::Interrupted,
             other => other?,
         }

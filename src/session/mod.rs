@@ -1,6 +1,7 @@
 //! A text model at work: a prompt of tokens and pictures goes in, logits come out, one position after the other.
 
 mod adapter;
+mod draft;
 mod generate;
 mod line;
 mod logprobs;
@@ -8,6 +9,7 @@ mod many;
 mod prefix;
 mod text_file;
 
+pub use draft::{Draft, Drafter};
 pub use generate::{Answer, Choice, Finish, GenerateSettings, Generation, generate};
 pub use line::{ImageId, Mark, Seen};
 pub use logprobs::TokenLogprobs;
@@ -16,6 +18,7 @@ pub use prefix::{Prefix, PrefixId};
 pub use text_file::{ModelId, TextFile};
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -52,7 +55,7 @@ pub struct SessionSettings {
     pub type_v: GgmlType,
     /// Whether attention is fused.
     pub flash: FlashAttention,
-    /// Most logit rows wanted at once: 1, or more for `trace`.
+    /// Most logit rows wanted at once: 1, or more for drafts and `trace`.
     pub n_outputs: usize,
 }
 
@@ -78,10 +81,18 @@ impl SessionSettings {
                 scores.max(4 * (5 * width + 3 * n_ff) + 4 * n_ctx)
             }
         };
-        let logits = 2 * 4 * h.n_vocab * self.params(1).n_outputs;
+        // Logits stand in the graph where blocks were before, and are handed out from a buffer of their own.
+        let row = 4 * h.n_vocab;
+        let logits = row * self.params(1).n_outputs;
         // Rows as matrix products read them: a byte and a bit for each value of the widest.
         let products = n_rows * n_ff.max(width) * 9 / 8;
-        (n_rows * bytes_a_row + logits + products) as u64
+        ((n_rows * bytes_a_row).max(logits) + row + logits + products) as u64
+    }
+
+    /// With room for what is read ahead.
+    pub fn with_draft(self, draft: Draft) -> Self {
+        let n_outputs = self.n_outputs.max(1 + draft.max_tokens());
+        SessionSettings { n_outputs, n_batch: self.n_batch.max(n_outputs), ..self }
     }
 
     /// What llama.cpp is asked for, for `n_seqs` sequences.
@@ -124,8 +135,16 @@ pub struct Session<'m> {
     alpha: f64,
     /// What the cache holds.
     read: Vec<Mark>,
-    /// Index of the last entry of the last batch; none before the first.
-    last: Option<usize>,
+    /// What the last pass left; none before the first.
+    last: Option<Pass>,
+}
+
+/// A batch that was read, whose logits are there.
+struct Pass {
+    /// Index of the entry that what was read ends with.
+    at: usize,
+    /// The tokens of the entries behind it, in the cache and not yet counted as read.
+    ahead: VecDeque<TokenId>,
 }
 
 impl<'m> Session<'m> {
@@ -213,13 +232,41 @@ impl<'m> Session<'m> {
 
     /// Reads one more token. Errors: kind usage when the context is full.
     pub fn push(&mut self, id: TokenId) -> Result<()> {
-        self.feed(&[Place::Token(id)], Outputs::Last)
+        self.push_ahead(id, &[]).map(|_| ())
+    }
+
+    /// Reads one more token, and in the same pass over the weights `ahead`, what may come behind it, as far as there is room:
+    /// returns how many tokens of it. They do not count as read, and are forgotten, until [`go_ahead`](Self::go_ahead) says
+    /// that they came. Errors: as [`push`](Self::push). Cost: of each more than a token less than a pass.
+    pub fn push_ahead(&mut self, id: TokenId, ahead: &[TokenId]) -> Result<usize> {
+        let n_room = self.n_left().min(self.n_batch()).min(self.settings.params(1).n_outputs);
+        let ahead = &ahead[..ahead.len().min(n_room.saturating_sub(1))];
+        let places: Vec<Place> = [id].iter().chain(ahead).map(|id| Place::Token(*id)).collect();
+        self.feed(&places, Outputs::All)?;
+        self.read.truncate(self.read.len() - ahead.len());
+        self.last = Some(Pass { at: 0, ahead: ahead.iter().copied().collect() });
+        Ok(ahead.len())
+    }
+
+    /// Whether `id` is the next of the tokens that were read ahead. Then it counts as read, and [`logits`](Self::logits) are
+    /// those behind it.
+    pub fn go_ahead(&mut self, id: TokenId) -> bool {
+        let Some(pass) = self.last.as_mut().filter(|pass| pass.ahead.front() == Some(&id)) else { return false };
+        pass.ahead.pop_front();
+        pass.at += 1;
+        self.read.push(Mark::Token(id));
+        true
+    }
+
+    /// What was read, a mark for each position.
+    pub fn read(&self) -> &[Mark] {
+        &self.read
     }
 
     /// Logits of the last position, a value for each row of the vocabulary, unused rows included. Errors: kind model
     /// when they are beyond 1e30 or no numbers at all, from which nothing can be chosen.
     pub fn logits(&self) -> Result<&[f32]> {
-        let logits = self.last.and_then(|last| self.context.logits(last));
+        let logits = self.last.as_ref().and_then(|pass| self.context.logits(pass.at));
         sound(logits.ok_or_else(|| Error::other("no logits yet: nothing was read"))?)
     }
 
@@ -247,6 +294,7 @@ impl<'m> Session<'m> {
         let is_gone = |mark: &Mark| matches!(mark, Mark::Row(id, _) if pictures.iter().all(|seen| seen.id != *id));
         let n_kept = self.read.iter().position(is_gone).unwrap_or(self.read.len());
         self.read.truncate(n_kept);
+        self.last = None;
         self.context.truncate(0, n_kept);
         let state = if self.read.is_empty() { Vec::new() } else { self.context.state(0)? };
         Ok(Snapshot { alpha: self.alpha, read: self.read.clone(), state: state.into() })
@@ -312,7 +360,7 @@ impl<'m> Session<'m> {
             Decoded::Full => return Err(full()),
         }
         self.read.extend(places.iter().map(Place::mark));
-        self.last = Some(places.len() - 1);
+        self.last = Some(Pass { at: places.len() - 1, ahead: VecDeque::new() });
         Ok(())
     }
 }

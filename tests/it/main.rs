@@ -20,6 +20,9 @@ mod goldens_shared;
 /// `qvl ask`: text and JSON, sampling, prompts from everywhere, limits.
 mod ask;
 
+/// `--draft`: answers come faster, and are the same.
+mod drafts;
+
 /// `qvl ask --grammar`, `--json-schema` and `--logprobs`.
 mod structured;
 

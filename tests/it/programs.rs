@@ -18,7 +18,7 @@ pub fn repository(path: &str) -> PathBuf {
 /// filled, and embeddings are exact.
 pub fn qvl() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
-    for name in ["QVL_MODEL", "QVL_MMPROJ", "QVL_DEBUG", "QVL_CACHE_DIR", "QVL_CACHE_PROMPT"] {
+    for name in ["QVL_MODEL", "QVL_MMPROJ", "QVL_DEBUG", "QVL_CACHE_DIR", "QVL_CACHE_PROMPT", "QVL_DRAFT"] {
         command.env_remove(name);
     }
     command.env("QVL_THREADS", "1").env("QVL_CACHE_SIZE", "0").stdin(Stdio::null());

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams, Sampler, SamplerSettings};
 use qvl::prompt::{self, ChatSettings, Message, PicturePrefix, Prompt};
 use qvl::quant::GgmlType;
-use qvl::session::{Next, Seen, Sequences, Session, SessionSettings, TextFile};
+use qvl::session::{Draft, Next, Seen, Sequences, Session, SessionSettings, TextFile};
 use qvl::tokenizer::TokenId;
 use qvl::vision::ImageEmbedding;
 
@@ -231,4 +231,68 @@ fn any_texts_continued_together_come_out_as_alone() {
         let places = (1 + r.below(4), longest + N_TOKENS + r.below(300));
         assert_eq!(together(&file, &model, &prompts, &images, places).0, expect, "seed {seed}: {places:?}");
     }
+}
+
+#[test]
+fn what_is_read_ahead_is_as_if_it_had_been_read_one_by_one() {
+    let (file, model) = open();
+    let images = [picture(&file, 1)];
+    let prompt = ask(&file, 0, "What is this?");
+    let ids = [5, 9, 200, 17, 31, 9].map(TokenId);
+    let mut plain = Session::new(&file, &model, &settings(600), &STOP).unwrap();
+    plain.prefill(&prompt, &images).unwrap();
+    let expect = ids.map(|id| {
+        plain.push(id).unwrap();
+        plain.logits().unwrap().to_vec()
+    });
+    let with_draft = settings(600).with_draft(Draft::Exactly(3));
+    let mut session = Session::new(&file, &model, &with_draft, &STOP).unwrap();
+    session.prefill(&prompt, &images).unwrap();
+    let n_prompt = session.n_past();
+    // Two guesses are right, the third is not; what is wrong leaves nothing behind.
+    let wrong = TokenId(77);
+    assert_eq!(session.push_ahead(ids[0], &[ids[1], ids[2], wrong]).unwrap(), 3);
+    assert_eq!(session.n_past(), n_prompt + 1);
+    close(session.logits().unwrap(), &expect[0]);
+    assert!(!session.go_ahead(ids[2]) && session.go_ahead(ids[1]));
+    close(session.logits().unwrap(), &expect[1]);
+    assert!(session.go_ahead(ids[2]));
+    close(session.logits().unwrap(), &expect[2]);
+    assert!(!session.go_ahead(ids[3]));
+    session.push(ids[3]).unwrap();
+    close(session.logits().unwrap(), &expect[3]);
+    assert!(!session.go_ahead(wrong));
+    // No more than there is room for.
+    assert_eq!(session.push_ahead(ids[4], &[wrong; 9]).unwrap(), 3);
+    close(session.logits().unwrap(), &expect[4]);
+    // A guess is no part of what is kept, nor of what goes on in a larger cache.
+    let snapshot = session.snapshot(&images).unwrap();
+    assert!(!session.go_ahead(wrong));
+    let mut resumed = Session::new(&file, &model, &settings(600), &STOP).unwrap();
+    resumed.resume(&snapshot).unwrap();
+    assert_eq!(session.push_ahead(ids[5], &[wrong]).unwrap(), 1);
+    session.grow(900).unwrap();
+    assert!(!session.go_ahead(wrong));
+    resumed.push(ids[5]).unwrap();
+    close(resumed.logits().unwrap(), &expect[5]);
+    for session in [&mut session, &mut resumed] {
+        assert_eq!(session.n_past(), n_prompt + ids.len());
+        session.push(wrong).unwrap();
+    }
+    close(session.logits().unwrap(), resumed.logits().unwrap());
+}
+
+#[test]
+fn nothing_is_read_ahead_where_the_context_ends() {
+    let (file, model) = open();
+    let prompt = ask(&file, 0, "What is this?");
+    let n = prompt.n_positions(file.hparams().n_queries);
+    let small = settings(n + 2).with_draft(Draft::Exactly(5));
+    let mut session = Session::new(&file, &model, &small, &STOP).unwrap();
+    session.prefill(&prompt, &[picture(&file, 1)]).unwrap();
+    let id = TokenId(5);
+    assert_eq!(session.push_ahead(id, &[id; 5]).unwrap(), 1);
+    assert!(session.go_ahead(id) && !session.go_ahead(id));
+    assert_eq!(session.n_left(), 0);
+    assert!(session.push_ahead(id, &[id; 5]).is_err());
 }

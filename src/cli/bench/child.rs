@@ -9,7 +9,7 @@ use qvl::error::{Error, ErrorKind, Result};
 use qvl::image::{self, ImageSource};
 use qvl::llama::{Sampler, SamplerSettings};
 use qvl::prompt::{Chunk, Prompt};
-use qvl::session::{Finish, GenerateSettings, Generation, Session, TextFile, generate};
+use qvl::session::{Draft, Drafter, Finish, GenerateSettings, Generation, Session, TextFile, generate};
 use qvl::tokenizer::{N_SPECIAL, TokenId};
 use serde::{Deserialize, Serialize};
 
@@ -92,7 +92,7 @@ fn measure(args: &BenchArgs, name: &str) -> Result<Measured> {
     let mut log = Log { watch, readings: Vec::new() };
     let seeing = match case {
         Case::Question { n_predict } => Some(question(args, &model, &text, n_predict, start, &mut log)?),
-        Case::Prefill { .. } | Case::Decode { .. } => {
+        Case::Prefill { .. } | Case::Decode { .. } | Case::Copy { .. } => {
             on_text(args, &text, case, &mut log)?;
             None
         }
@@ -169,6 +169,7 @@ fn question(
         context: &args.context,
         cache: &cache,
         prompt_cache: &PromptCacheArgs { cache_prompt: false },
+        draft: Draft::Off,
         generation: &generation,
         quiet: true,
         start,
@@ -209,6 +210,7 @@ fn on_text(args: &BenchArgs, text: &TextFile, case: Case, log: &mut Log) -> Resu
     const N_WARM: usize = 64;
     let (n_read, n_written) = case.positions();
     let settings = pipeline::session_settings(text, &args.context, (n_read, n_written), n_read)?;
+    let settings = if matches!(case, Case::Copy { .. }) { settings.with_draft(Draft::Auto) } else { settings };
     let model = pipeline::load_model(text, &args.context, None, true)?;
     let mut session = Session::new(text, &model, &settings, &STOP)?;
     match case {
@@ -240,6 +242,30 @@ fn on_text(args: &BenchArgs, text: &TextFile, case: Case, log: &mut Log) -> Resu
                 say(&Message::Step)?;
             }
         }
+        Case::Copy { n_predict } => {
+            let prompt = tokens(text, n_predict, 0);
+            session.prefill(&prompt, &[])?;
+            copy(&mut session, text, &prompt)?;
+            say(&Message::Step)?;
+            for _ in 0..args.runs {
+                session.prefill(&prompt, &[])?;
+                let (start, before) = (Instant::now(), log.watch.joules());
+                copy(&mut session, text, &prompt)?;
+                log.tokens(n_predict, start.elapsed(), used(log.watch.joules(), before));
+                say(&Message::Step)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the tokens of a prompt behind it, whatever the model says, with all that an answer takes.
+fn copy(session: &mut Session<'_>, text: &TextFile, prompt: &Prompt) -> Result<()> {
+    let (mut drafter, mut sampler) = (Drafter::new(Draft::Auto), greedy(text));
+    let ids = prompt.chunks.iter().flat_map(|chunk| if let Chunk::Tokens(ids) = chunk { &ids[..] } else { &[] });
+    for (k, id) in ids.enumerate() {
+        sampler.sample(&session.logits()?[..text.tokenizer().n_used()])?;
+        drafter.push(session, *id, prompt.n_positions(0) - k - 1, &[])?;
     }
     Ok(())
 }
@@ -251,10 +277,8 @@ fn used(now: Option<f64>, before: Option<f64>) -> Option<f64> {
 /// Writes `n` tokens greedily, whatever they are, with everything that an answer takes: choosing them, turning them into
 /// text. One pass over the weights each.
 fn write(session: &mut Session<'_>, text: &TextFile, n: usize) -> Result<()> {
-    let greedy = SamplerSettings { temp: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, seed: 0 };
-    let sampler = Sampler::new(greedy, text.tokenizer().n_used());
     // The last token of an answer is not read any more; here it is one that is not measured.
-    let generation = Generation::new(text.tokenizer(), sampler, endless(n + 1));
+    let generation = Generation::new(text.tokenizer(), greedy(text), endless(n + 1));
     let answer = generate(session, generation, &STOP, |_| Ok(()))?;
     match answer.finish {
         Finish::Interrupted => Err(interrupted()),
@@ -263,9 +287,14 @@ fn write(session: &mut Session<'_>, text: &TextFile, n: usize) -> Result<()> {
     }
 }
 
+fn greedy(text: &TextFile) -> Sampler {
+    let greedy = SamplerSettings { temp: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, seed: 0 };
+    Sampler::new(greedy, text.tokenizer().n_used())
+}
+
 /// An answer that only its length ends.
 fn endless(n_predict: usize) -> GenerateSettings {
-    GenerateSettings { n_predict, stop_ids: Vec::new(), stop_texts: Vec::new(), logprobs: None }
+    GenerateSettings { n_predict, stop_ids: Vec::new(), stop_texts: Vec::new(), logprobs: None, draft: Draft::Off }
 }
 
 /// A prompt of ordinary tokens; its first one is another with another seed, so that nothing of it is known.

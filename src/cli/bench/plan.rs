@@ -49,7 +49,15 @@ pub enum Case {
         /// Tokens read before.
         depth: usize,
     },
+    /// Writing what was read, token by token, as an answer does that copies: what guesses bring where all are right.
+    Copy {
+        /// Tokens read, and written again.
+        n_predict: usize,
+    },
 }
+
+/// Fewer tokens are no copy: two must be there before anything is guessed.
+const MIN_COPY: usize = 16;
 
 impl Case {
     /// As results call it.
@@ -58,6 +66,7 @@ impl Case {
             Case::Question { .. } => "question".to_owned(),
             Case::Prefill { n_prompt } => format!("prefill {n_prompt}"),
             Case::Decode { n_predict, depth } => format!("decode {n_predict} @ {depth}"),
+            Case::Copy { n_predict } => format!("copy {n_predict}"),
         }
     }
 
@@ -67,6 +76,7 @@ impl Case {
             Case::Question { n_predict } => (0, n_predict),
             Case::Prefill { n_prompt } => (n_prompt, 0),
             Case::Decode { n_predict, depth } => (depth.max(1), n_predict),
+            Case::Copy { n_predict } => (n_predict, n_predict),
         }
     }
 }
@@ -106,6 +116,9 @@ pub fn cases(args: &BenchArgs, h: &TextHparams) -> Result<Vec<Case>> {
     }
     for depth in args.depths.as_deref().unwrap_or(&DEPTHS).iter().filter(|_| n_predict > 0) {
         add(Case::Decode { n_predict, depth: *depth as usize }, "-d or -n", args.depths.is_some() || *depth == 0)?;
+    }
+    if n_predict >= MIN_COPY {
+        add(Case::Copy { n_predict }, "-n", false)?;
     }
     match cases.is_empty() {
         true => Err(Error::usage("nothing is left to measure; see -p, -n and --text-only")),
@@ -297,8 +310,9 @@ mod tests {
             Case::Question { n_predict: 3 },
             Case::Prefill { n_prompt: 512 },
             Case::Decode { n_predict: 32, depth: 0 },
+            Case::Copy { n_predict: 32 },
         ];
-        assert_eq!(names.map(Case::name), ["question", "prefill 512", "decode 32 @ 0"]);
+        assert_eq!(names.map(Case::name), ["question", "prefill 512", "decode 32 @ 0", "copy 32"]);
         assert_eq!(names[2].positions(), (1, 32));
     }
 }

@@ -4,7 +4,9 @@ use qvl::conversation::Conversation;
 use qvl::error::{Error, ErrorKind, Result};
 use qvl::llama::{Model, Sampler};
 use qvl::prompt::Message;
-use qvl::session::{Answer, Finish, Generation, Session, SessionSettings, Snapshot, TextFile, generate};
+use qvl::session::{
+    Answer, Draft, Finish, GenerateSettings, Generation, Session, SessionSettings, Snapshot, TextFile, generate,
+};
 
 use crate::cli::answers::{Keep, Trimmed, sampling, stops};
 use crate::cli::args::{ContextArgs, GenerationArgs};
@@ -20,6 +22,7 @@ const N_CTX_STEP: usize = 1024;
 pub struct Voice<'m> {
     text: &'m TextFile,
     context: &'m ContextArgs,
+    draft: Draft,
     session: Session<'m>,
     /// Positions that it may have at most.
     n_limit: usize,
@@ -45,9 +48,15 @@ pub fn n_limit(text: &TextFile, context: &ContextArgs) -> usize {
 }
 
 /// Settings for a first context in which `n_positions` fit. Errors: flags that do not go together, kind memory.
-pub fn first_settings(text: &TextFile, context: &ContextArgs, n_positions: usize, quiet: bool) -> Result<Fitted> {
+pub fn first_settings(
+    text: &TextFile,
+    context: &ContextArgs,
+    n_positions: usize,
+    draft: Draft,
+    quiet: bool,
+) -> Result<Fitted> {
     let n_ctx = n_positions.min(n_limit(text, context)).next_multiple_of(N_CTX_STEP);
-    pipeline::fitted_session(text, context, (n_ctx, 0), N_BATCH, quiet)
+    pipeline::fitted_session(text, context, (n_ctx, 0), N_BATCH, draft, quiet)
 }
 
 impl<'m> Voice<'m> {
@@ -57,10 +66,11 @@ impl<'m> Voice<'m> {
         model: &'m Model,
         context: &'m ContextArgs,
         settings: &SessionSettings,
+        draft: Draft,
         quiet: bool,
     ) -> Result<Self> {
         let session = Session::new(text, model, settings, &STOP)?;
-        Ok(Voice { text, context, session, n_limit: n_limit(text, context), quiet, was_cut: false })
+        Ok(Voice { text, context, draft, session, n_limit: n_limit(text, context), quiet, was_cut: false })
     }
 
     /// Goes on from what was read in another process, if that can be.
@@ -107,7 +117,7 @@ impl<'m> Voice<'m> {
         for id in prompt.ids_with_slots(tokenizer.special_ids().img_pad, h.n_queries) {
             sampler.accept(id.to_u32());
         }
-        let stops = stops(self.text, flags, n_predict, false);
+        let stops = GenerateSettings { draft: self.draft, ..stops(self.text, flags, n_predict, false) };
         let mut out = Trimmed::new(Keep::Text);
         let mut is_shown = false;
         let generation = Generation::new(tokenizer, sampler, stops);
@@ -124,6 +134,7 @@ impl<'m> Voice<'m> {
             print("\n")?;
         }
         let answer = answer?;
+        once::tell_drafts(&answer);
         self.tell_if_cut(&answer, n_predict);
         Ok(answer.text.trim().to_owned())
     }

@@ -63,15 +63,16 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
     let n_first = |chat: &Chat<'_>| -> Result<usize> {
         Ok(chat.n_used()?.max(n_past).saturating_add(chat.n_predict()).saturating_add(64))
     };
+    let draft = args.draft.draft;
     // Flags are proven before the long work.
-    let first = answer::first_settings(&text, &args.context, n_first(&chat)?, true)?;
+    let first = answer::first_settings(&text, &args.context, n_first(&chat)?, draft, true)?;
     let text_bytes = room::fitted_phase(&text, &args.context, &first).bytes();
     chat.eyes.memory = TextMemory::Later(text_bytes);
     chat.show(sources)?;
-    let Fitted { settings, n_kept, .. } = answer::first_settings(&text, &args.context, n_first(&chat)?, quiet)?;
+    let Fitted { settings, n_kept, .. } = answer::first_settings(&text, &args.context, n_first(&chat)?, draft, quiet)?;
     let model = pipeline::load_model(&text, &args.context, n_kept, quiet)?;
     chat.eyes.memory = TextMemory::Now(text.n_bytes() + text.adapter_bytes());
-    let mut voice = Voice::new(&text, &model, &args.context, &settings, quiet)?;
+    let mut voice = Voice::new(&text, &model, &args.context, &settings, draft, quiet)?;
     if let Some(snapshot) = &snapshot {
         voice.resume(snapshot);
         let (turns, pictures) = (chat.conversation.turns().len(), chat.conversation.pictures().len());
