@@ -17,6 +17,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let features = simd_features();
     let (n_physical, n_logical) = (num_cpus::get_physical(), num_cpus::get());
     let warning = simd_warning();
+    let available: Vec<_> = Kernels::ALL.into_iter().filter(|kernels| kernels.is_available()).collect();
     if args.json {
         let simd: Vec<_> =
             features.iter().map(|f| json!({"name": f.name, "cpu": f.present, "build": f.built})).collect();
@@ -29,6 +30,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes()},
             "simd": simd,
             "vision_kernels": Kernels::detect().name(),
+            "vision_kernels_available": available.iter().map(|k| k.name()).collect::<Vec<_>>(),
             "decoding_kernels": decoding_kernels(),
             "warnings": warning.into_iter().collect::<Vec<_>>(),
         }));
