@@ -48,6 +48,10 @@ mod prompt_cache;
 /// What must hold of anything: files, texts and boxes made at random.
 mod properties;
 
+/// What stays with the user: files, prompts, no network.
+#[cfg(target_os = "linux")]
+mod privacy;
+
 /// A disk that is full.
 #[cfg(target_os = "linux")]
 mod full_disk;
