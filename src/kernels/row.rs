@@ -264,7 +264,7 @@ fn sums_of_32(y: &[u8; Q8_K]) -> __m128i {
 #[target_feature(enable = "avx2")]
 fn scaled(scales: __m256i, j: usize, first: __m256i, second: __m256i) -> __m256i {
     // The two bytes of a 16-bit scale, everywhere.
-    let lanes = (4 * j | (4 * j + 1) << 8) as i16;
+    let lanes = ((4 * j) | ((4 * j + 1) << 8)) as i16;
     let a = _mm256_shuffle_epi8(scales, _mm256_set1_epi16(lanes));
     let b = _mm256_shuffle_epi8(scales, _mm256_set1_epi16(lanes + 0x0202));
     _mm256_add_epi32(_mm256_madd_epi16(a, first), _mm256_madd_epi16(b, second))
