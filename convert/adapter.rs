@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use qvl::error::{Error, Result};
+use qvl::gguf::Checksum;
 use serde_json::json;
 
 use crate::args::LoraArgs;
 use crate::convert::{progress_bar, thread_pool};
-use crate::execute::{Run, write_file};
+use crate::execute::{Run, write_checksum, write_file};
 use crate::lora::{Export, export};
 use crate::output::{self, Existing};
 use crate::report;
@@ -32,7 +33,9 @@ pub fn run(args: &LoraArgs, interrupted: &AtomicBool) -> Result<()> {
     let (pool, progress) = (thread_pool(args.threads)?, progress_bar(args.quiet, layout.file_bytes));
     let file = output::temporary(dir)?;
     let run = Run { weights: &weights, pool: &pool, progress: &progress, importance: None, interrupted };
-    write_file(&run, &plan, &layout, file.as_file(), &args.out)?;
+    let mut checksum = Checksum::default();
+    write_file(&run, (&plan, &layout), file.as_file(), &args.out, &mut checksum)?;
+    write_checksum(&layout, file.as_file(), &args.out, checksum)?;
     progress.finish_and_clear();
     output::publish(vec![(file, args.out.clone())], dir, existing)?;
     let path = args.out.to_string_lossy();

@@ -53,6 +53,12 @@ pub struct Args {
     /// What --report compares with: an f16 model, or what qvl quality --write-reference wrote [default: a conversion to f16]
     #[arg(long, value_name = "FILE", requires = "report")]
     pub reference: Option<PathBuf>,
+    /// Write the language model in files of at most SIZE, NAME-00001-of-00003.gguf and so on; M and G are 10^6 and 10^9 bytes
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "report")]
+    pub split_max_size: Option<u64>,
+    /// Write the language model in files of at most N tensors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "report")]
+    pub split_max_tensors: Option<u32>,
     /// Threads [default: all cores]
     #[arg(short = 'j', long, value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -128,6 +134,18 @@ pub fn parse_lora(text: &str) -> std::result::Result<Wanted, String> {
     match scale.parse::<f32>() {
         Ok(scale) if (-100.0..=100.0).contains(&scale) => Ok(Wanted { dir: dir.into(), scale }),
         _ => Err(format!("the scale is {scale:?} (expected a number from -100 to 100)")),
+    }
+}
+
+/// Parses a size as llama.cpp's `gguf-split` has it: `500M`, `2G`, moreover `1.5G` and plain bytes.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['M', 'm']) {
+        Some(number) => (number, 1e6),
+        None => text.strip_suffix(['G', 'g']).map_or((text, 1.0), |number| (number, 1e9)),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n * unit >= 1.0 && n * unit <= 1e15 => Ok((n * unit) as u64),
+        _ => Err("expected a size like 500M or 2G".to_owned()),
     }
 }
 
@@ -218,6 +236,18 @@ mod tests {
         check("a=-1", "a", -1.0);
         for text in ["a=b", "a=", "a=nan", "a=1e9"] {
             assert!(parse_lora(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_decimal() {
+        let check = |text: &str, n: u64| assert_eq!(parse_size(text), Ok(n), "{text}");
+        check("2G", 2_000_000_000);
+        check("500m", 500_000_000);
+        check("1.5G", 1_500_000_000);
+        check("4096", 4096);
+        for text in ["", "G", "0", "-1G", "nan", "inf", "2T", "1e30"] {
+            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qvl::error::{Error, Result};
-use qvl::gguf::{Layout, MAGIC};
+use qvl::gguf::{Checksum, MAGIC, Metadata};
+use tempfile::NamedTempFile;
 
 use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
 use crate::config::{self, Config, square_root};
-use crate::execute::{Run, write_file};
+use crate::execute::{Run, write_checksum, write_file};
 use crate::imatrix::Importance;
 use crate::lora::{self, Adapter, Weights};
 use crate::metadata::{self, About};
@@ -22,6 +23,7 @@ use crate::plan::{self, FilePlan, Plan, Request};
 use crate::quality::Comparison;
 use crate::report::{self, Done};
 use crate::requantise::{self, Pair};
+use crate::split::{self, Limits, Planned};
 use crate::{generation, gptq, licence, naming, vocab};
 
 /// Does what the arguments say and prints the result. `interrupted` may be set at any time; then the work ends with an
@@ -63,7 +65,7 @@ fn requantise(args: &Args, interrupted: &AtomicBool) -> Result<()> {
             "--report is for a checkpoint; qvl quality --save measures a pair and keeps the result",
         ));
     }
-    let Pair { weights, mut plan, mut metadata, written } = requantise::open(args)?;
+    let Pair { weights, mut plan, mut metadata, written, sources } = requantise::open(args)?;
     let importance = importance(args, &mut plan)?;
     if let Some(importance) = &importance {
         metadata.iter_mut().for_each(|metadata| importance.record(metadata));
@@ -72,15 +74,19 @@ fn requantise(args: &Args, interrupted: &AtomicBool) -> Result<()> {
         return print_plan(args, &plan, None);
     }
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    let new: Vec<PathBuf> = written.iter().map(|which| which.target(&plan, &args.out)).collect();
+    let files = split_files(args, &plan, &metadata)?;
+    let new: Vec<PathBuf> = written.iter().flat_map(|which| targets_of(&files[*which as usize], &args.out)).collect();
+    if let Some(target) = new.iter().find(|new| sources.iter().any(|source| requantise::is_same(new, source))) {
+        let message = "this is a source, and would be replaced by what is made of it; name another directory with -o";
+        return Err(Error::usage(message).at(target));
+    }
     output::prepare(&args.out, &new, existing)?;
     if args.verbose {
         report::note(&report::plan_text(&plan));
     }
     notes(args, &plan);
-    let layouts = [plan.text.layout(&metadata[0])?, plan.vision.layout(&metadata[1])?];
-    let making = Making { args, weights: &weights, plan: &plan, importance: importance.as_ref(), interrupted };
-    let done = making.write((layouts, &written), None)?;
+    let making = Making { args, weights: &weights, importance: importance.as_ref(), interrupted };
+    let done = making.write((files, &written), None)?;
     print_done(args, Done { seconds: started.elapsed().as_secs_f64(), ..done }, &plan)
 }
 
@@ -155,11 +161,20 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
     // Cheap refusals first: the configuration alone names the files.
     let comparison = Comparison::asked(args)?;
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    output::prepare(&args.out, &targets(&plan(args, &config, &name)?, &args.out), existing)?;
+    let first = plan(args, &config, &name)?;
+    // In how many files the language model will be is not known before its metadata is.
+    let known = if Limits::of(args).is_some() { &[Which::Vision][..] } else { &[Which::Text, Which::Vision] };
+    output::prepare(
+        &args.out,
+        &known.iter().map(|which| which.target(&first, &args.out)).collect::<Vec<_>>(),
+        existing,
+    )?;
     let inventory = Inventory::Headers(Checkpoint::open(&dir)?);
     let mut plan = adapted(checked_plan(args, &mut config, &inventory, &name, &dir)?, &adapters)?;
     let importance = importance(args, &mut plan)?;
-    output::prepare(&args.out, &targets(&plan, &args.out), existing)?;
+    if !Limits::of(args).is_some() {
+        output::prepare(&args.out, &targets(&plan, &args.out), existing)?;
+    }
     let Inventory::Headers(checkpoint) = inventory else { return Err(Error::other("no headers")) };
     let lora = adapters.iter().map(Adapter::summary).collect();
     let weights = Weights::new(checkpoint, adapters);
@@ -176,9 +191,12 @@ pub fn convert(args: &Args, interrupted: &AtomicBool) -> Result<(Done, Plan)> {
         checkpoint_name,
         name,
     };
-    let layouts = layouts(&dir, &config, &about, &plan, importance.as_ref())?;
-    let making = Making { args, weights: &weights, plan: &plan, importance: importance.as_ref(), interrupted };
-    let done = making.write((layouts, &[Which::Text, Which::Vision]), comparison.as_ref())?;
+    let metadata = metadata_of(&dir, &config, &about, &plan, importance.as_ref())?;
+    let files = split_files(args, &plan, &metadata)?;
+    let new: Vec<PathBuf> = files.iter().flat_map(|files| targets_of(files, &args.out)).collect();
+    output::prepare(&args.out, &new, existing)?;
+    let making = Making { args, weights: &weights, importance: importance.as_ref(), interrupted };
+    let done = making.write((files, &[Which::Text, Which::Vision]), comparison.as_ref())?;
     Ok((Done { seconds: started.elapsed().as_secs_f64(), ..done }, plan))
 }
 
@@ -231,6 +249,12 @@ fn print_plan(args: &Args, plan: &Plan, inventory: Option<&Inventory>) -> Result
     if matches!(inventory, Some(Inventory::Nothing)) && !args.quiet {
         report::note("note: there are no weights here; the plan follows from config.json alone\n");
     }
+    let mut plan = plan.clone();
+    if Limits::of(args).is_some() {
+        let n = split::files(&plan.text, &Metadata::default(), Limits::of(args))?.len();
+        plan.notes.push(format!("the language model will be in {n} files, or more for its metadata"));
+    }
+    let plan = &plan;
     if args.json {
         return report::print(&report::plan_json(plan).to_string());
     }
@@ -242,14 +266,24 @@ fn notes(args: &Args, plan: &Plan) {
     plan.notes.iter().filter(|_| !args.quiet).for_each(|note| report::note(&format!("note: {note}\n")));
 }
 
-/// Where everything will stand in the two files.
-fn layouts(
+/// The files that a plan becomes: those of the language model, and the mmproj.
+fn split_files(args: &Args, plan: &Plan, metadata: &[Metadata; 2]) -> Result<[Vec<Planned>; 2]> {
+    let text = split::files(&plan.text, &metadata[0], Limits::of(args))?;
+    Ok([text, split::files(&plan.vision, &metadata[1], Limits::default())?])
+}
+
+fn targets_of(files: &[Planned], out: &Path) -> Vec<PathBuf> {
+    files.iter().map(|file| out.join(&file.plan.file_name)).collect()
+}
+
+/// The metadata of the two files.
+fn metadata_of(
     dir: &Path,
     config: &Config,
     about: &About,
     plan: &Plan,
     importance: Option<&Importance>,
-) -> Result<[Layout; 2]> {
+) -> Result<[Metadata; 2]> {
     let ranks = vocab::read(&dir.join("qwen.tiktoken"))?;
     let vocabulary = vocab::gguf_vocab(&ranks, config.text.n_vocab as usize)?;
     let mut text = metadata::text(config, about, vocabulary, &plan.text)?;
@@ -257,35 +291,30 @@ fn layouts(
     if let Some(importance) = importance {
         [&mut text, &mut vision].into_iter().for_each(|metadata| importance.record(metadata));
     }
-    Ok([plan.text.layout(&text)?, plan.vision.layout(&vision)?])
+    Ok([text, vision])
 }
 
 /// A conversion whose files are being made.
 struct Making<'a> {
     args: &'a Args,
     weights: &'a Weights,
-    plan: &'a Plan,
     importance: Option<&'a Importance>,
     interrupted: &'a AtomicBool,
 }
 
 impl Making<'_> {
-    /// Writes those of the two files that are to be written, and names them when all are complete.
-    fn write(&self, (layouts, which): ([Layout; 2], &[Which]), comparison: Option<&Comparison>) -> Result<Done> {
-        let Making { args, weights, plan, importance, interrupted } = *self;
-        let n_new = which.iter().map(|which| layouts[*which as usize].file_bytes).sum();
+    /// Writes those of the two models that are to be written, and names their files when all are complete.
+    fn write(&self, (planned, which): ([Vec<Planned>; 2], &[Which]), comparison: Option<&Comparison>) -> Result<Done> {
+        let Making { args, weights, importance, interrupted } = *self;
+        let n_new = which.iter().flat_map(|which| &planned[*which as usize]).map(|file| file.layout.file_bytes).sum();
         output::require_space(&args.out, n_new)?;
         let pool = thread_pool(args.threads)?;
         let progress = progress_bar(args.quiet, n_new);
         let run = Run { weights, pool: &pool, progress: &progress, importance, interrupted };
-        let files = which.iter().map(|which| {
-            let (file, target) = (output::temporary(&args.out)?, which.target(plan, &args.out));
-            write_file(&run, which.plan(plan), &layouts[*which as usize], file.as_file(), &target)?;
-            Ok((file, target))
-        });
-        let files: Result<Vec<_>> = files.collect();
+        let write = |which: &Which| write_parts(&run, &planned[*which as usize], &args.out);
+        let files: Result<Vec<_>> = which.iter().map(write).collect();
         progress.finish_and_clear();
-        let files = files?;
+        let mut files: Vec<_> = files?.into_iter().flatten().collect();
         let quality = match (comparison, files.as_slice()) {
             (Some(comparison), [(text, _), (mmproj, _)]) => {
                 Some(comparison.run(args, [text.path(), mmproj.path()], interrupted)?)
@@ -293,15 +322,33 @@ impl Making<'_> {
             _ => None,
         };
         let existing = if args.force { Existing::Replace } else { Existing::Keep };
+        // The first part of several is named last: where a crash leaves some of them, there is none that could be opened.
+        files.reverse();
         output::publish(files, &args.out, existing)?;
-        let [model, mmproj] = targets(plan, &args.out);
         // A file that was not written is its own source, and as long as it was; one with a report is longer than planned.
-        let size = |path: &Path| {
-            std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::other("cannot look").because(e).at(path))
+        let size = |path: PathBuf| match std::fs::metadata(&path) {
+            Ok(metadata) => Ok((path, metadata.len())),
+            Err(e) => Err(Error::other("cannot look").because(e).at(&path)),
         };
-        let n_bytes = [size(&model)?, size(&mmproj)?];
-        Ok(Done { model, mmproj, n_bytes, quality, seconds: 0.0 })
+        let [model, mmproj] =
+            planned.map(|files| targets_of(&files, &args.out).into_iter().map(size).collect::<Result<Vec<_>>>());
+        Ok(Done { model: model?, mmproj: mmproj?, quality, seconds: 0.0 })
     }
+}
+
+/// Writes a model, in one file or several, under names that vanish; the checksum of all its tensors is in the first.
+fn write_parts(run: &Run, parts: &[Planned], out: &Path) -> Result<Vec<(NamedTempFile, PathBuf)>> {
+    let mut checksum = Checksum::default();
+    let mut files = Vec::new();
+    for (part, target) in parts.iter().zip(targets_of(parts, out)) {
+        let file = output::temporary(out)?;
+        write_file(run, (&part.plan, &part.layout), file.as_file(), &target, &mut checksum)?;
+        files.push((file, target));
+    }
+    if let (Some(part), Some((file, target))) = (parts.first(), files.first()) {
+        write_checksum(&part.layout, file.as_file(), target, checksum)?;
+    }
+    Ok(files)
 }
 
 /// Threads to make blocks with: as many as told, else as there are cores.

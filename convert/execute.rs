@@ -52,15 +52,21 @@ struct Made {
     bytes: Vec<u8>,
 }
 
-/// Writes header and tensors to `out`; `path` is for messages.
+/// Writes header and tensors to `out`, and adds the tensors to `checksum`; `path` is for messages.
 ///
 /// Errors: a bad weight (kind model), a full disk (other), Ctrl-C (interrupted). Memory: at most three waves of blocks,
 /// a wave being `BLOCKS_A_THREAD` blocks of 4 MiB for each thread, and the largest table.
-pub fn write_file(run: &Run, plan: &FilePlan, layout: &Layout, out: &std::fs::File, path: &Path) -> Result<()> {
+pub fn write_file(
+    run: &Run,
+    (plan, layout): (&FilePlan, &Layout),
+    out: &std::fs::File,
+    path: &Path,
+    checksum: &mut Checksum,
+) -> Result<()> {
     let blocks: Vec<Block> = plan.tensors.iter().enumerate().flat_map(|(i, t)| blocks_of(i, t)).collect();
     let (sender, receiver) = sync_channel::<Vec<Made>>(1);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(move || write_in_order(run.progress, layout, receiver, out));
+        let writer = scope.spawn(move || write_in_order(run.progress, layout, receiver, out, checksum));
         let made = blocks.chunks(BLOCKS_A_THREAD * run.pool.current_num_threads()).try_for_each(|wave| {
             let wave =
                 run.pool.install(|| wave.par_iter().map(|b| make(run, plan, layout, b)).collect::<Result<_>>())?;
@@ -72,6 +78,14 @@ pub fn write_file(run: &Run, plan: &FilePlan, layout: &Layout, out: &std::fs::Fi
         written.map_err(|e| Error::other("cannot write the file").because(e).at(path))?;
         made
     })
+}
+
+/// Writes into the header, which stands in `out` already, the checksum of what was written.
+pub fn write_checksum(layout: &Layout, mut out: &std::fs::File, path: &Path, checksum: Checksum) -> Result<()> {
+    let Some(place) = layout.string_place(general::CHECKSUM) else { return Ok(()) };
+    let written =
+        out.seek(SeekFrom::Start(place.start as u64)).and_then(|_| out.write_all(checksum.digits().as_bytes()));
+    written.map_err(|e| Error::other("cannot write the file").because(e).at(path))
 }
 
 /// Cuts a tensor into blocks of whole rows.
@@ -105,17 +119,17 @@ fn make(run: &Run, plan: &FilePlan, layout: &Layout, block: &Block) -> Result<Ma
     Ok(Made { offset, bytes })
 }
 
-/// Writes header, blocks and the zeros between tensors, and when all are there their checksum into the header.
+/// Writes header, blocks and the zeros between tensors.
 fn write_in_order(
     progress: &ProgressBar,
     layout: &Layout,
     waves: Receiver<Vec<Made>>,
     out: &std::fs::File,
+    checksum: &mut Checksum,
 ) -> std::io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, out);
     out.write_all(&layout.header)?;
     let mut at = layout.header.len() as u64;
-    let mut checksum = Checksum::default();
     for wave in waves {
         std::thread::scope(|scope| -> std::io::Result<()> {
             // Beside the writing, not in front of it: where little is to be computed, the one takes as long as the other.
@@ -133,10 +147,6 @@ fn write_in_order(
     }
     // Fewer blocks than planned arrive only when one of them failed; the file is then thrown away.
     write_zeros(&mut out, layout.file_bytes.saturating_sub(at))?;
-    if let Some(place) = layout.string_place(general::CHECKSUM) {
-        out.seek(SeekFrom::Start(place.start as u64))?;
-        out.write_all(checksum.digits().as_bytes())?;
-    }
     out.flush()
 }
 

@@ -33,6 +33,7 @@ mod quality;
 mod recipe;
 mod report;
 mod requantise;
+mod split;
 #[cfg(test)]
 mod tests;
 mod types;

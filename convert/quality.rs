@@ -54,7 +54,7 @@ impl Comparison {
                 ..args.clone()
             };
             let (done, _) = convert(&exact, interrupted)?;
-            return self.compare(args, files, (&done.model, Some(&done.mmproj)), interrupted);
+            return self.compare(args, files, (done.model(), Some(done.mmproj())), interrupted);
         };
         self.compare(args, files, (reference, None), interrupted)
     }

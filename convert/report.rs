@@ -12,16 +12,26 @@ use crate::plan::{FilePlan, Plan};
 /// What a conversion made.
 #[derive(Clone, Debug)]
 pub struct Done {
-    /// The text file.
-    pub model: PathBuf,
-    /// The vision file.
-    pub mmproj: PathBuf,
-    /// Sizes of the two files in bytes.
-    pub n_bytes: [u64; 2],
+    /// The language model's files and their sizes in bytes: one, or the parts that it was split into.
+    pub model: Vec<(PathBuf, u64)>,
+    /// The same of the mmproj, which is one.
+    pub mmproj: Vec<(PathBuf, u64)>,
     /// What `--report` measured.
     pub quality: Option<Value>,
     /// Wall time in seconds.
     pub seconds: f64,
+}
+
+impl Done {
+    /// What to call the language model by: its file, or the first of them.
+    pub fn model(&self) -> &Path {
+        self.model.first().map_or(Path::new(""), |(path, _)| path)
+    }
+
+    /// The mmproj.
+    pub fn mmproj(&self) -> &Path {
+        self.mmproj.first().map_or(Path::new(""), |(path, _)| path)
+    }
 }
 
 /// Prints `text` and a line end to stdout. A closed pipe is no error.
@@ -126,12 +136,13 @@ fn types_json(file: &FilePlan) -> Value {
 
 /// The result as a JSON object.
 pub fn done_json(done: &Done, plan: &Plan) -> Value {
-    json!({
-        "model": done.model.to_string_lossy(),
-        "mmproj": done.mmproj.to_string_lossy(),
-        "bytes": done.n_bytes[0] + done.n_bytes[1],
-        "model_bytes": done.n_bytes[0],
-        "mmproj_bytes": done.n_bytes[1],
+    let n_bytes = [&done.model, &done.mmproj].map(|files| files.iter().map(|(_, n)| n).sum::<u64>());
+    let mut json = json!({
+        "model": done.model().to_string_lossy(),
+        "mmproj": done.mmproj().to_string_lossy(),
+        "bytes": n_bytes[0] + n_bytes[1],
+        "model_bytes": n_bytes[0],
+        "mmproj_bytes": n_bytes[1],
         "seconds": (done.seconds * 1000.0).round() / 1000.0,
         "peak_rss_bytes": memory::peak_rss_bytes(),
         "model_types": types_json(&plan.text),
@@ -139,22 +150,25 @@ pub fn done_json(done: &Done, plan: &Plan) -> Value {
         "fallbacks": plan.text.fallbacks().chain(plan.vision.fallbacks()).count(),
         "notes": plan.notes,
         "quality": done.quality,
-    })
+    });
+    if done.model.len() > 1 {
+        json["model_parts"] = done.model.iter().map(|(path, _)| path.to_string_lossy()).collect();
+    }
+    json
 }
 
 /// The result for people: the two paths and what to type next.
 pub fn done_text(done: &Done) -> String {
-    let line = |path: &Path, n_bytes| format!("{}  {}", path.display(), bytes_text(n_bytes));
+    let line = |(path, n_bytes): &(PathBuf, u64)| format!("{}  {}\n", path.display(), bytes_text(*n_bytes));
     let number = |pointer: &str| done.quality.as_ref().and_then(|q| q.pointer(pointer)).and_then(Value::as_f64);
     let quality = number("/kl/mean").zip(number("/top1_agreement")).map(|(kl, same)| {
         format!("against the reference: KL divergence {kl:.5}, same most likely token {:.2} %\n", 100.0 * same)
     });
     format!(
-        "{}\n{}\n{}try: qvl ask -m {} -i photo.jpg \"What is in this picture?\"",
-        line(&done.model, done.n_bytes[0]),
-        line(&done.mmproj, done.n_bytes[1]),
+        "{}{}try: qvl ask -m {} -i photo.jpg \"What is in this picture?\"",
+        done.model.iter().chain(&done.mmproj).map(line).collect::<String>(),
         quality.unwrap_or_default(),
-        shell_word(&done.model.to_string_lossy())
+        shell_word(&done.model().to_string_lossy())
     )
 }
 

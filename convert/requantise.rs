@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
-use qvl::gguf::{Gguf, Metadata};
+use qvl::gguf::{Gguf, Metadata, Part};
+use qvl::gguf_file::GgufFile;
 use qvl::mmap::MappedFile;
 use qvl::names::{general, quality};
 use qvl::quant::GgmlType;
@@ -33,22 +34,25 @@ pub struct Pair {
     pub metadata: [Metadata; 2],
     /// Which of the two are new; a file that is its own source stays as it is.
     pub written: Vec<Which>,
+    /// Every file that is read.
+    pub sources: Vec<PathBuf>,
 }
 
 /// Opens the text file of the arguments and its mmproj, and plans. Errors: kind model when one is damaged, of another kind or
 /// has lost too much already; kind usage when a result would take its source's place, or nothing is to be done.
 pub fn open(args: &Args) -> Result<Pair> {
     let path = args.checkpoint.as_path();
-    let (text, h) = open_text(path)?;
+    let (file, h) = open_text(path)?;
+    let (text, parts) = (file.gguf(), file.parts());
     let mmproj = match &args.mmproj {
         Some(mmproj) => mmproj.clone(),
         None => find_beside(path, &h.vision_id)?,
     };
     let (vision, vision_h) = open_vision(&mmproj, &h.vision_id)?;
     let config = Config { text: TextConfig::of_gguf(&h), vision: VisionConfig::of_gguf(&vision_h), gptq: None };
-    let text_tensors = copied(mapping::text(&config.text, None), &text).map_err(|e| e.at(path))?;
+    let text_tensors = copied(mapping::text(&config.text, None), text).map_err(|e| e.at(path))?;
     let vision_tensors = copied(mapping::vision(&config), &vision).map_err(|e| e.at(&mmproj))?;
-    for (gguf, path) in [(&text, path), (&vision, &mmproj)] {
+    for (gguf, path) in [(text, path), (&vision, &mmproj)] {
         if let Some(tensor) = gguf.tensors().iter().find(|t| has_lost(t.ty)).filter(|_| !args.allow_requantize) {
             return Err(Error::model(format!(
                 "tensor {} is {} already, and converting it again would lose more; convert from f32, f16, bf16 or q8_0, or say \
@@ -58,13 +62,13 @@ pub fn open(args: &Args) -> Result<Pair> {
             .at(path));
         }
     }
-    let stem = naming::file_stem(&args.name.clone().unwrap_or_else(|| stem(path, &text)));
+    let stem = naming::file_stem(&args.name.clone().unwrap_or_else(|| stem(path, text)));
     let (text_type, vision_type, overrides) = (args.text_type, args.vision_type, args.tensor_type.as_slice());
     let request = Request { name: &stem, text_type, vision_type, overrides };
     let plan = plan::plan_of((text_tensors, vision_tensors), &request)?;
     let mut written = Vec::new();
     for (which, plan, source, gguf) in
-        [(Which::Text, &plan.text, path, &text), (Which::Vision, &plan.vision, mmproj.as_path(), &vision)]
+        [(Which::Text, &plan.text, path, text), (Which::Vision, &plan.vision, mmproj.as_path(), &vision)]
     {
         let is_source = is_same(&args.out.join(&plan.file_name), source);
         if is_source && plan.tensors.iter().any(|t| gguf.tensor(&t.name).is_some_and(|s| s.ty != t.ty)) {
@@ -77,9 +81,10 @@ pub fn open(args: &Args) -> Result<Pair> {
     if written.is_empty() {
         return Err(Error::usage("both files are what is asked for already; name another type with -t").at(path));
     }
-    let metadata = [metadata(&text, &plan.text, args), metadata(&vision, &plan.vision, args)];
-    let weights = Weights::new(Checkpoint::of_ggufs(&[(path, &text), (&mmproj, &vision)])?, Vec::new());
-    Ok(Pair { weights, plan, metadata, written })
+    let metadata = [metadata(text, &plan.text, args), metadata(&vision, &plan.vision, args)];
+    let weights = Weights::new(Checkpoint::of_ggufs(&[(&parts, text), (&[(mmproj.clone(), 0)], &vision)])?, Vec::new());
+    let sources = parts.into_iter().map(|(path, _)| path).chain([mmproj]).collect();
+    Ok(Pair { weights, plan, metadata, written, sources })
 }
 
 /// Whether a type keeps less of a weight than eight bits do.
@@ -87,15 +92,16 @@ fn has_lost(ty: GgmlType) -> bool {
     ty.is_quantised() && ty != GgmlType::Q8_0
 }
 
-fn open_text(path: &Path) -> Result<(Gguf, TextHparams)> {
-    let file = MappedFile::open(path)?;
-    let read = || -> Result<(Gguf, TextHparams)> {
-        let gguf = Gguf::parse(&file)?;
-        let h = TextHparams::read(&gguf)?;
-        text::check(&gguf, &h)?;
-        Ok((gguf, h))
+/// The file, and what it says of the model.
+fn open_text(path: &Path) -> Result<(GgufFile, TextHparams)> {
+    let file = GgufFile::open(path)?;
+    let read = || -> Result<TextHparams> {
+        let h = TextHparams::read(file.gguf())?;
+        text::check(file.gguf(), &h)?;
+        Ok(h)
     };
-    read().map_err(|e| e.at(path))
+    let h = read().map_err(|e| e.at(path))?;
+    Ok((file, h))
 }
 
 fn open_vision(path: &Path, vision_id: &str) -> Result<(Gguf, VisionHparams)> {
@@ -164,7 +170,11 @@ fn padded(ty: GgmlType, dims: &[u64]) -> Vec<u64> {
 
 /// The file's name without its type.
 fn stem(path: &Path, gguf: &Gguf) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let mut stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if let Ok(Some(part)) = Part::of(gguf) {
+        let end = format!("-{:05}-of-{:05}", part.no + 1, part.count);
+        stem.truncate(stem.strip_suffix(&end).map_or(stem.len(), str::len));
+    }
     let ty = recipe(gguf).map(|recipe| format!("-{}", recipe.to_uppercase())).unwrap_or_default();
     stem.strip_suffix(&ty).map(str::to_owned).unwrap_or(stem)
 }
@@ -178,6 +188,7 @@ fn metadata(source: &Gguf, plan: &FilePlan, args: &Args) -> Metadata {
     let mut m = Metadata(source.metadata().to_vec());
     // What was measured was measured of the source.
     m.0.retain(|(key, _)| !key.starts_with(quality::PREFIX));
+    Part::forget(&mut m);
     crate::metadata::set_types(&mut m, plan);
     if let Some(name) = &args.name {
         crate::metadata::set_name(&mut m, name);
@@ -189,6 +200,7 @@ fn metadata(source: &Gguf, plan: &FilePlan, args: &Args) -> Metadata {
     m
 }
 
-fn is_same(a: &Path, b: &Path) -> bool {
+/// Whether both are the same file.
+pub fn is_same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

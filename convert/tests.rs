@@ -136,9 +136,9 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 fn f32_files_hold_the_checkpoints_values() {
     let fixture = Fixture::plain();
     let (done, plan) = fixture.convert(&["-t", "f32", "--vision-type", "f32"]).unwrap();
-    assert_eq!(done.model, fixture.out().join("t-F32.gguf"));
-    let mut all = tensors(&done.model);
-    all.extend(tensors(&done.mmproj));
+    assert_eq!(done.model(), fixture.out().join("t-F32.gguf"));
+    let mut all = tensors(done.model());
+    all.extend(tensors(done.mmproj()));
     let source = |name: &str| values(&sources(fixture.dir.path())[name]);
     for planned in plan.text.tensors.iter().chain(&plan.vision.tensors) {
         let (ty, dims, bytes) = &all[&planned.name];
@@ -178,10 +178,10 @@ fn check_key_positions(found: &[f32], in_proj: &[f32], source: &impl Fn(&str) ->
 fn every_type_has_ggmls_blocks() {
     let fixture = Fixture::plain();
     let (done, _) = fixture.convert(&["-t", "f32", "--vision-type", "f32"]).unwrap();
-    let exact = [tensors(&done.model), tensors(&done.mmproj)];
+    let exact = [tensors(done.model()), tensors(done.mmproj())];
     for asked in FileType::value_variants() {
         let (done, plan) = fixture.convert(&["-t", asked.name(), "--vision-type", asked.name(), "--force"]).unwrap();
-        let files = [(&done.model, &plan.text), (&done.mmproj, &plan.vision)];
+        let files = [(done.model(), &plan.text), (done.mmproj(), &plan.vision)];
         for ((path, plan), exact) in files.into_iter().zip(&exact) {
             for (name, (ty, dims, bytes)) in tensors(path) {
                 let values = floats(&exact[&name].2);
@@ -212,7 +212,8 @@ fn padded_rows_change_nothing() {
         let is_norm = name.contains("ln_") && name.ends_with("weight");
         values.iter_mut().for_each(|v| *v = if is_norm { 1.0 + *v / 8.0 } else { *v / 8.0 });
     });
-    let convert = |ty: &str| fixture.convert(&["-t", "q8_0", "--vision-type", ty, "--force"]).unwrap().0.mmproj;
+    let convert =
+        |ty: &str| fixture.convert(&["-t", "q8_0", "--vision-type", ty, "--force"]).unwrap().0.mmproj().to_owned();
     let (exact, padded) = (convert("f32"), convert("q6_k"));
     assert!(padded.to_string_lossy().ends_with("-Q6_K.gguf"), "{}", padded.display());
     let (floats_of, blocks_of) = (tensors(&exact), tensors(&padded));
@@ -257,7 +258,7 @@ fn metadata_says_what_the_checkpoint_says() {
     let generation = r#"{"chat_format": "chatml", "do_sample": true, "top_k": 0, "top_p": 0.5, "eos_token_id": 256}"#;
     std::fs::write(fixture.path("generation_config.json"), generation).unwrap();
     let (done, _) = fixture.convert(&[]).unwrap();
-    let (model, mmproj) = (std::fs::read(&done.model).unwrap(), std::fs::read(&done.mmproj).unwrap());
+    let (model, mmproj) = (std::fs::read(done.model()).unwrap(), std::fs::read(done.mmproj()).unwrap());
     let (model, mmproj) = (Gguf::parse(&model).unwrap(), Gguf::parse(&mmproj).unwrap());
     assert_eq!(model.str(general::ARCHITECTURE).unwrap(), "qwen");
     assert_eq!(model.count(text::FEED_FORWARD_LENGTH, 1..=9999).unwrap(), 512);

@@ -60,11 +60,6 @@ impl GgufFile {
         &self.gguf
     }
 
-    /// The same, without the file.
-    pub fn into_gguf(self) -> Gguf {
-        self.gguf
-    }
-
     /// Its size in bytes, that of all parts together.
     pub fn n_bytes(&self) -> u64 {
         match &self.bytes {

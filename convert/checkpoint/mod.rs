@@ -193,13 +193,19 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The tensors of GGUF files, whose headers have been proven, by their names there.
-    pub fn of_ggufs(files: &[(&Path, &Gguf)]) -> Result<Self> {
+    /// The tensors of GGUF files, whose headers have been proven, by their names there. Each file is given by its parts, with where
+    /// each begins in the bytes that its header counts in.
+    pub fn of_ggufs(files: &[(&[(PathBuf, u64)], &Gguf)]) -> Result<Self> {
         let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
-        for (path, gguf) in files {
-            let file = File::open(path).map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
-            let shard = checkpoint.shards.len();
+        for (parts, gguf) in files {
+            let first = checkpoint.shards.len();
+            for (path, _) in *parts {
+                let file = File::open(path).map_err(|e| Error::model("cannot open the file").because(e).at(path))?;
+                checkpoint.shards.push(Shard { path: path.clone(), file });
+            }
             for tensor in gguf.tensors() {
+                let nth = parts.partition_point(|(_, start)| *start <= tensor.offset).saturating_sub(1);
+                let shard = first + nth;
                 let dtype = match tensor.ty {
                     GgmlType::F32 => DType::F32,
                     GgmlType::F16 => DType::F16,
@@ -207,13 +213,12 @@ impl Checkpoint {
                     ty => DType::Blocks(ty),
                 };
                 let (name, shape) = (tensor.name.clone(), tensor.dims.iter().rev().copied().collect());
-                let (offset, strides) = (tensor.offset, None);
+                let (offset, strides) = (tensor.offset - parts[nth].1, None);
                 let stored = Stored { name: name.clone(), shard, offset, dtype, shape, strides };
                 if checkpoint.tensors.insert(name.clone(), stored).is_some() {
-                    return Err(Error::model(format!("tensor {name} is in both files")).at(path));
+                    return Err(Error::model(format!("tensor {name} is in both files")).at(&parts[nth].0));
                 }
             }
-            checkpoint.shards.push(Shard { path: path.to_path_buf(), file });
         }
         Ok(checkpoint)
     }

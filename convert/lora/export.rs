@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use qvl::error::{Error, Result};
-use qvl::gguf::{Gguf, Metadata};
-use qvl::mmap::MappedFile;
+use qvl::gguf::Metadata;
+use qvl::gguf_file::GgufFile;
 use qvl::names::{adapter as key, general, text as text_key};
 use qvl::quant::GgmlType;
 use qvl::text::{self, TextHparams};
@@ -96,11 +96,10 @@ fn base_model(base: &Path) -> Result<(String, TextConfig)> {
         let dir = std::fs::canonicalize(base).map_err(|e| Error::model("cannot open the model").because(e).at(base))?;
         return Ok((naming::model_name(&naming::checkpoint_name(&dir)), config::read(&dir)?.text));
     }
-    let file = MappedFile::open(base)?;
+    let file = GgufFile::open(base)?;
     let read = || -> Result<(String, TextConfig)> {
-        let gguf = Gguf::parse(&file)?;
-        let h = TextHparams::read(&gguf)?;
-        text::check(&gguf, &h)?;
+        let h = TextHparams::read(file.gguf())?;
+        text::check(file.gguf(), &h)?;
         Ok((h.name.clone(), TextConfig::of_gguf(&h)))
     };
     read().map_err(|e| e.at(base))

@@ -260,7 +260,7 @@ pub fn load_model(text: &TextFile, args: &ContextArgs, n_kept: Option<usize>, qu
     }
     let mut model = text.load(model_params(text, args))?;
     if let Some(n_kept) = n_kept {
-        model.keep_layers(text.path(), text.layers().to_vec(), n_kept)?;
+        model.keep_layers(text.parts(), text.layers().to_vec(), n_kept)?;
     }
     Ok(model)
 }

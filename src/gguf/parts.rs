@@ -46,9 +46,14 @@ impl Part {
         metadata.set(TENSORS, Value::I32(self.n_tensors as i32));
     }
 
+    /// Whether this is one of its keys.
+    pub fn is_key(key: &str) -> bool {
+        [NO, COUNT, TENSORS].contains(&key)
+    }
+
     /// Drops its keys: what is made of a file in parts need not be in parts.
     pub fn forget(metadata: &mut Metadata) {
-        metadata.0.retain(|(key, _)| ![NO, COUNT, TENSORS].contains(&key.as_str()));
+        metadata.0.retain(|(key, _)| !Part::is_key(key));
     }
 }
 

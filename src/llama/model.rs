@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
@@ -88,10 +88,10 @@ impl Model {
     }
 
     /// Lets the layers from `n_kept` on leave memory whenever they were used, for as long as the model lives. `layers`: bytes of
-    /// each in the file `path`, which the model was loaded from with [`LoadMode::Map`]. Passes take longer by what the disk
+    /// each in the files of `parts`, which the model was loaded from with [`LoadMode::Map`], each where it is said to begin. Passes take longer by what the disk
     /// needs for them. Errors: the system does not tell where the file is mapped (only Linux does).
-    pub fn keep_layers(&mut self, path: &Path, layers: Vec<Range<u64>>, n_kept: usize) -> Result<()> {
-        self.stream = Some(Stream::new(path, layers, n_kept)?);
+    pub fn keep_layers(&mut self, parts: &[(PathBuf, u64)], layers: Vec<Range<u64>>, n_kept: usize) -> Result<()> {
+        self.stream = Some(Stream::new(parts, layers, n_kept)?);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
@@ -18,15 +18,18 @@ pub(super) struct Stream {
     /// Bytes of each layer in the file, those that stay included.
     layers: Vec<Range<u64>>,
     maps: Vec<Map>,
-    file: File,
+    /// Each file, and where it begins.
+    files: Vec<(File, u64)>,
 }
 
-/// A piece of the file in memory.
+/// A piece of a file in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Map {
     address: usize,
-    /// Bytes of the file.
+    /// Bytes of the file, counted from the beginning of all.
     range: Range<u64>,
+    /// Number of the file.
+    nth: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -38,18 +41,25 @@ enum Advice {
 }
 
 impl Stream {
-    /// Over the mapping of `path` in this process, which a model was just loaded from. All layers from `first` on leave memory.
+    /// Over the mappings of files in this process, each where it begins, which a model was just loaded from. All layers from `first` on leave memory.
     /// Errors: the system does not tell where the file is mapped (only Linux does).
-    pub(super) fn new(path: &Path, layers: Vec<Range<u64>>, first: usize) -> Result<Stream> {
-        let failed = |what: &str| Error::other(format!("cannot give weights back to the system: {what}")).at(path);
-        let file = File::open(path).map_err(|e| failed("the file is gone").because(e))?;
-        let path = path.canonicalize().map_err(|e| failed("the file is gone").because(e))?;
-        let text = fs::read_to_string("/proc/self/maps").map_err(|e| failed("it tells no addresses").because(e))?;
-        let maps = maps_of(&text, &path.to_string_lossy());
-        if maps.is_empty() {
-            return Err(failed("the file is not mapped"));
+    pub(super) fn new(parts: &[(PathBuf, u64)], layers: Vec<Range<u64>>, first: usize) -> Result<Stream> {
+        let (mut maps, mut files) = (Vec::new(), Vec::new());
+        for (nth, (path, start)) in parts.iter().enumerate() {
+            let failed = |what: &str| Error::other(format!("cannot give weights back to the system: {what}")).at(path);
+            let file = File::open(path).map_err(|e| failed("the file is gone").because(e))?;
+            let real = path.canonicalize().map_err(|e| failed("the file is gone").because(e))?;
+            let text = fs::read_to_string("/proc/self/maps").map_err(|e| failed("it tells no addresses").because(e))?;
+            let found = maps_of(&text, &real.to_string_lossy());
+            // A first part may hold nothing but metadata, and then is not mapped.
+            if found.is_empty() && parts.len() == 1 {
+                return Err(failed("the file is not mapped"));
+            }
+            let placed = |map: Map| Map { range: map.range.start + start..map.range.end + start, nth, ..map };
+            maps.extend(found.into_iter().map(placed));
+            files.push((file, *start));
         }
-        let stream = Stream { first, layers, maps, file };
+        let stream = Stream { first, layers, maps, files };
         (first..stream.layers.len()).for_each(|il| stream.advise(il, Advice::Forget));
         Ok(stream)
     }
@@ -86,11 +96,12 @@ impl Stream {
                 // the model, which outlives the context that calls this. Dropping such pages changes no byte that anybody
                 // reads: they come back from the file when they are touched.
                 let _ = unsafe { mm::madvise(address as *mut _, n as usize, in_memory) };
-                let _ = file::fadvise(&self.file, range.start, std::num::NonZeroU64::new(n), in_cache);
+                let (file, start) = &self.files[map.nth];
+                let _ = file::fadvise(file, range.start - start, std::num::NonZeroU64::new(n), in_cache);
             }
         }
         #[cfg(not(target_os = "linux"))]
-        let _ = (il, advice, &self.file, &self.maps);
+        let _ = (il, advice, &self.files, &self.maps);
     }
 }
 
@@ -104,7 +115,7 @@ fn maps_of(text: &str, path: &str) -> Vec<Map> {
         let (start, end, offset) = (hex(start)?, hex(end)?, hex(fields.next()?)?);
         let name = fields.nth(2)?.trim_start();
         let is_ours = name == path && flags.starts_with("r--s");
-        is_ours.then(|| Map { address: start as usize, range: offset..offset + (end - start) })
+        is_ours.then(|| Map { address: start as usize, range: offset..offset + (end - start), nth: 0 })
     };
     text.lines().filter_map(map).collect()
 }
@@ -119,7 +130,7 @@ mod tests {
                     7f0000005000-7f0000006000 r--p 00000000 fe:00 42                         /a b/model.gguf\n\
                     7f0000007000-7f0000008000 r--s 00000000 fe:00 43                         /a b/model.gguf (deleted)\n\
                     7f0000009000-7f000000a000 rw-p 00000000 00:00 0 \nrubbish\n";
-        let expect = Map { address: 0x7f00_0000_0000, range: 0x1000..0x4000 };
+        let expect = Map { address: 0x7f00_0000_0000, range: 0x1000..0x4000, nth: 0 };
         assert_eq!(maps_of(text, "/a b/model.gguf"), [expect]);
     }
 }

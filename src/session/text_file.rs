@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Result;
 use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf_file::GgufFile;
 use crate::llama::{Model, ModelParams};
-use crate::mmap::MappedFile;
 use crate::names::{text_tensor, vocab};
 use crate::quant::GgmlType;
 use crate::text::{self, TextHparams};
@@ -25,6 +25,7 @@ pub struct TextFile {
     hparams: TextHparams,
     tokenizer: Tokenizer,
     n_bytes: u64,
+    parts: Vec<(PathBuf, u64)>,
     repack_bytes: u64,
     layers: Vec<Range<u64>>,
     adapters: Vec<AdapterFile>,
@@ -46,23 +47,24 @@ fn is_repacked(tensor: &TensorInfo) -> bool {
 }
 
 impl TextFile {
-    /// Proves the header of `path`. Errors (kind model) name the file and the key or tensor. Cost: tens of
+    /// Proves the header of `path`, and of all parts where it is the first of several. Errors (kind model) name the file and the key or tensor. Cost: tens of
     /// milliseconds for the real vocabulary.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = MappedFile::open(path)?;
+        let file = GgufFile::open(path)?;
+        let gguf = file.gguf();
         let read = || -> Result<Self> {
-            let gguf = Gguf::parse(&file)?;
-            let hparams = TextHparams::read(&gguf)?;
-            text::check(&gguf, &hparams)?;
+            let hparams = TextHparams::read(gguf)?;
+            text::check(gguf, &hparams)?;
             let tokens = gguf.strings(vocab::TOKENS)?.to_vec();
             let tokenizer = Tokenizer::new(tokens, gguf.i32s(vocab::TOKEN_TYPE)?, hparams.n_queries)?;
-            let layers = (0..hparams.n_layer).map(|il| layer_range(&gguf, il)).collect();
+            let layers = (0..hparams.n_layer).map(|il| layer_range(gguf, il)).collect();
             let repack_bytes = gguf.tensors().iter().filter(|t| is_repacked(t)).map(|t| t.n_bytes).sum();
             Ok(TextFile {
                 path: path.to_owned(),
                 hparams,
                 tokenizer,
-                n_bytes: file.len() as u64,
+                n_bytes: file.n_bytes(),
+                parts: file.parts(),
                 repack_bytes,
                 layers,
                 adapters: Vec::new(),
@@ -108,7 +110,12 @@ impl TextFile {
         self.repack_bytes
     }
 
-    /// Bytes of each layer's weights in the file.
+    /// The file's parts, and where each begins in the bytes that [`layers`](Self::layers) counts in: one for a whole file.
+    pub fn parts(&self) -> &[(PathBuf, u64)] {
+        &self.parts
+    }
+
+    /// Bytes of each layer's weights in the file, or in all of its parts one behind the other.
     pub fn layers(&self) -> &[Range<u64>] {
         &self.layers
     }
@@ -127,10 +134,9 @@ impl TextFile {
     /// over those of its adapters.
     /// Cost: reads a page of each tensor (some hundred for the real model).
     pub fn id(&self) -> Result<ModelId> {
-        let file = MappedFile::open(&self.path)?;
-        let gguf = Gguf::parse(&file).map_err(|e| e.at(&self.path))?;
+        let file = GgufFile::open(&self.path)?;
         let mut hash = Sha256::new();
-        hash_beginnings(&mut hash, &file, &gguf);
+        hash_beginnings(&mut hash, &file, file.gguf());
         // In any order they are the same model.
         let mut adapters: Vec<ModelId> = self.adapters.iter().map(AdapterFile::id).collect();
         adapters.sort_unstable();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, TensorInfo, Value, ValueType};
+use crate::gguf::{Gguf, Part, TensorInfo, Value, ValueType};
 use crate::names::{imatrix, text as key, text_tensor as name, vocab};
 use crate::quant::GgmlType;
 
@@ -41,7 +41,8 @@ const CPU_ALIGNMENT: u64 = 32;
 pub fn check(gguf: &Gguf, h: &TextHparams) -> Result<()> {
     for (key, _) in gguf.metadata() {
         let group = key.starts_with("qwen.") || key.starts_with("tokenizer.");
-        let is_note = imatrix::USED.contains(&key.as_str());
+        // Parts are proven to be all there where a file is opened.
+        let is_note = imatrix::USED.contains(&key.as_str()) || Part::is_key(key);
         let refused = !is_note && REFUSED_PREFIXES.iter().any(|p| key.starts_with(p));
         if refused || (group && !KNOWN_KEYS.contains(&key.as_str())) {
             return Err(Error::model(format!("metadata key {key} is not part of a Qwen-VL text model")));

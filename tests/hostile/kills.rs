@@ -105,6 +105,37 @@ fn conversion() {
     });
 }
 
+/// The first part of several gets its name when the others have theirs: where it is, all are.
+#[test]
+fn conversion_into_parts() {
+    let dir = temp_dir();
+    let out = dir.path().join("out");
+    let first = "m-Q4_0-00001-of-00004.gguf";
+    let command = |_: u64| {
+        let mut command = convert();
+        command
+            .arg(checkpoint())
+            .args(["-q", "--name", "m", "-t", "q4_0", "--split-max-tensors", "5"])
+            .arg("-o")
+            .arg(&out);
+        command
+    };
+    let mut whole: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    kill(11, command, |n, end| {
+        let left = final_names(&out, ".qvl-convert-");
+        if n == 0 {
+            whole = left.iter().map(|name| (name.clone(), fs::read(out.join(name)).unwrap())).collect();
+            assert!(left.len() == 5 && left.contains(first), "{left:?}");
+        }
+        let is_all = end == End::Done || left.contains(first);
+        assert!(!is_all || left.len() == 5, "run {n}: the first part is there, and of the others {left:?}");
+        for name in left {
+            assert!(whole.get(&name) == Some(&fs::read(out.join(&name)).unwrap()), "run {n}: {name} is half-written");
+        }
+        let _ = fs::remove_dir_all(&out);
+    });
+}
+
 #[test]
 fn sessions() {
     let dir = temp_dir();

@@ -150,7 +150,7 @@ fn text_of_another_kind() {
             ("general.sampling.top_p", f32(f32::INFINITY), "finite float"),
             ("general.sampling.penalty_repeat", f32(0.0), "penalty_repeat is"),
             ("general.sampling.penalty_repeat", f32(1e-30), "penalty_repeat is"),
-            ("split.count", (2, vec![2, 0]), "split.count is not part"),
+            ("split.count", (2, vec![2, 0]), "split.no is missing"),
             ("adapter.type", str("lora"), "adapter.type is not part"),
             ("training.type", str("x"), "training.type is not part"),
             ("qwen.expert_count", u32(4), "qwen.expert_count is not part"),

@@ -99,6 +99,9 @@ mod gptq;
 /// `qvl-convert MODEL.gguf`: a pair as the source of another one.
 mod requantise;
 
+/// A language model in several files.
+mod split;
+
 /// LoRA adapters as PEFT saves them, made up.
 mod adapter_files;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use qvl::error::Result;
 use qvl::ggml::{SimdFeature, simd_features};
 use qvl::gguf::Gguf;
+use qvl::gguf_file::GgufFile;
 use qvl::memory::total_bytes;
-use qvl::mmap::MappedFile;
 use qvl::names::{general, text};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -119,19 +119,19 @@ pub struct ModelFile {
 impl ModelFile {
     /// Of a file. Cost: reads the header (6 MB for the real vocabulary). Errors (kind model): it is no GGUF file.
     pub fn of(path: &Path) -> Result<ModelFile> {
-        let file = MappedFile::open(path)?;
-        let gguf = Gguf::parse(&file).map_err(|e| e.at(path))?;
+        let file = GgufFile::open(path)?;
+        let gguf = file.gguf();
         let string = |key: &str| gguf.opt_str(key).ok().flatten().unwrap_or_default().to_owned();
         let n_header = usize::try_from(gguf.data_offset()).unwrap_or(usize::MAX).min(file.len());
         let mut hash = Sha256::new();
         hash.update(&file[..n_header]);
-        hash.update((file.len() as u64).to_le_bytes());
+        hash.update(file.n_bytes().to_le_bytes());
         let hash: [u8; 32] = hash.finalize().into();
         Ok(ModelFile {
             path: path.display().to_string(),
             name: string(general::NAME),
-            ty: main_type(&gguf),
-            bytes: file.len() as u64,
+            ty: main_type(gguf),
+            bytes: file.n_bytes(),
             id: hash[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
         })
     }

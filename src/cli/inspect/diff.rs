@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use qvl::error::Result;
 use qvl::gguf::{Gguf, TensorInfo, Value};
-use qvl::mmap::MappedFile;
+use qvl::gguf_file::GgufFile;
 use qvl::quality::relative_l2;
 use serde_json::json;
 
@@ -42,10 +42,8 @@ struct TensorDifference<'a> {
 /// Compares the file of the arguments with `other`. Cost: one pass over both, without copies.
 pub fn run(args: &InspectArgs, other: &Path) -> Result<ExitCode> {
     let paths = [args.file.as_path(), other];
-    let files = [MappedFile::open(paths[0])?, MappedFile::open(paths[1])?];
-    let parse = |nth: usize| Gguf::parse(&files[nth]).map_err(|e| e.at(paths[nth]));
-    let ggufs = [parse(0)?, parse(1)?];
-    let difference = Difference::new(ggufs.each_ref(), [&files[0], &files[1]])?;
+    let files = [GgufFile::open(paths[0])?, GgufFile::open(paths[1])?];
+    let difference = Difference::new(files.each_ref().map(GgufFile::gguf), [&files[0], &files[1]])?;
     if args.json {
         print_json(&difference.json(paths))?
     } else {

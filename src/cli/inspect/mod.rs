@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use qvl::error::Result;
 use qvl::gguf::{Array, Gguf, TensorInfo, Value};
+use qvl::gguf_file::GgufFile;
 use qvl::memory::human_bytes;
-use qvl::mmap::MappedFile;
 use qvl::quant::GgmlType;
 use serde_json::{Map, json};
 
@@ -32,18 +32,9 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 fn one(args: &InspectArgs) -> Result<()> {
-    let file = MappedFile::open(&args.file)?;
-    let parse = || -> Result<(Gguf, Option<Verified>)> {
-        let gguf = Gguf::parse(&file)?;
-        let verified = args.verify.then(|| verify(&gguf, &file)).transpose()?;
-        Ok((gguf, verified))
-    };
-    let (gguf, verified) = parse().map_err(|e| e.at(&args.file))?;
-    if args.json {
-        print_json(&as_json(&gguf, &file, args, verified))
-    } else {
-        print(&as_text(&gguf, &file, args, verified))
-    }
+    let file = GgufFile::open(&args.file)?;
+    let verified = args.verify.then(|| verify(file.gguf(), &file)).transpose().map_err(|e| e.at(&args.file))?;
+    if args.json { print_json(&as_json(&file, args, verified)) } else { print(&as_text(&file, args, verified)) }
 }
 
 /// (number of tensors, bytes) of each type.
@@ -56,12 +47,17 @@ fn by_type(gguf: &Gguf) -> BTreeMap<GgmlType, (usize, u64)> {
     types
 }
 
-fn as_text(gguf: &Gguf, file: &[u8], args: &InspectArgs, verified: Option<Verified>) -> String {
+fn as_text(file: &GgufFile, args: &InspectArgs, verified: Option<Verified>) -> String {
+    let gguf = file.gguf();
+    let parts = match file.parts().len() {
+        1 => String::new(),
+        n => format!(" in {n} files"),
+    };
     let mut out = format!(
-        "{}: GGUF version {}, {}, {} keys, {} tensors\n\nmetadata\n",
+        "{}: GGUF version {}, {}{parts}, {} keys, {} tensors\n\nmetadata\n",
         args.file.display(),
         gguf.version(),
-        human_bytes(file.len() as u64),
+        human_bytes(file.n_bytes()),
         gguf.metadata().len(),
         gguf.tensors().len()
     );
@@ -105,7 +101,8 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs, verified: Option<Verified>) -> serde_json::Value {
+fn as_json(file: &GgufFile, args: &InspectArgs, verified: Option<Verified>) -> serde_json::Value {
+    let gguf = file.gguf();
     let metadata: Map<_, _> = gguf.metadata().iter().map(|(key, value)| (key.clone(), value_json(value))).collect();
     let types: Map<_, _> = by_type(gguf)
         .into_iter()
@@ -113,7 +110,7 @@ fn as_json(gguf: &Gguf, file: &[u8], args: &InspectArgs, verified: Option<Verifi
         .collect();
     let mut report = json!({
         "file": args.file.display().to_string(),
-        "bytes": file.len(),
+        "bytes": file.n_bytes(),
         "version": gguf.version(),
         "alignment": gguf.alignment(),
         "metadata": metadata,

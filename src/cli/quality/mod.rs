@@ -8,8 +8,7 @@ mod show;
 use std::path::Path;
 
 use qvl::error::{Error, Result};
-use qvl::gguf::Gguf;
-use qvl::mmap::MappedFile;
+use qvl::gguf_file::GgufFile;
 use qvl::names::general;
 use qvl::quality::{Identity, Recorder, Reference, WeightError, weight_errors};
 use qvl::session::TextFile;
@@ -74,9 +73,8 @@ enum Given {
 
 impl Given {
     fn open(path: &Path) -> Result<Self> {
-        let file = MappedFile::open(path)?;
-        let gguf = Gguf::parse(&file).map_err(|e| e.at(path))?;
-        Ok(if Reference::is_one(&gguf) { Given::Said } else { Given::Model })
+        let file = GgufFile::open(path)?;
+        Ok(if Reference::is_one(file.gguf()) { Given::Said } else { Given::Model })
     }
 }
 
@@ -128,8 +126,8 @@ fn record(
 /// A model's name and its types, for people: of two mmproj files beside a model the wrong one may have been found.
 fn described(model: &ModelArgs, text: &TextFile, examples: &[Example]) -> Result<String> {
     let read = |path: &Path| -> Result<[String; 2]> {
-        let file = MappedFile::open(path)?;
-        let gguf = Gguf::parse(&file).map_err(|e| e.at(path))?;
+        let file = GgufFile::open(path)?;
+        let gguf = file.gguf();
         let of = |key| gguf.opt_str(key).map(|text| text.unwrap_or_default().to_owned());
         Ok([of(general::NAME)?, of(general::RECIPE)?])
     };
@@ -155,9 +153,8 @@ fn weights(
     }
     let mut errors = Vec::new();
     for (reference, found) in files {
-        let (a, b) = (MappedFile::open(&reference)?, MappedFile::open(&found)?);
-        let (x, y) = (Gguf::parse(&a).map_err(|e| e.at(&reference))?, Gguf::parse(&b).map_err(|e| e.at(&found))?);
-        errors.extend(weight_errors((&x, &a), (&y, &b), go_on).map_err(|e| e.at(&reference))?);
+        let (a, b) = (GgufFile::open(&reference)?, GgufFile::open(&found)?);
+        errors.extend(weight_errors((a.gguf(), &a), (b.gguf(), &b), go_on).map_err(|e| e.at(&reference))?);
     }
     Ok(errors)
 }
