@@ -102,20 +102,19 @@ fn quantisers() {
         let row_bytes = ty.row_bytes(N_PER_ROW as u64).expect("holds such rows") as usize;
         let mut out = vec![0; N_ROWS * row_bytes];
         let [plain, weighted] = [None, Some(&importance[..])].map(|importance| {
-            let mut times = [[Duration::ZERO; 5]; 2];
-            for nth in 0..5 {
-                let mut time = |which: usize, quantise: &dyn Fn(&mut [u8])| {
-                    let start = Instant::now();
-                    quantise(&mut out);
-                    times[which][nth] = start.elapsed();
-                };
-                time(0, &|out| quantize_rows(ty, black_box(&values), N_PER_ROW, importance, out));
-                time(1, &|out| quantise_rows(ty, black_box(&values), N_PER_ROW, importance, out));
-            }
-            times.map(|mut times| {
-                times.sort();
-                rate(times[2])
-            })
+            let mut timed = |quantise: &dyn Fn(&mut [u8])| {
+                let start = Instant::now();
+                quantise(&mut out);
+                start.elapsed()
+            };
+            let turn = |_| {
+                let theirs = timed(&|out| quantize_rows(ty, black_box(&values), N_PER_ROW, importance, out));
+                (theirs, timed(&|out| quantise_rows(ty, black_box(&values), N_PER_ROW, importance, out)))
+            };
+            let (mut theirs, mut ours): (Vec<_>, Vec<_>) = (0..N_RUNS).map(turn).unzip();
+            theirs.sort();
+            ours.sort();
+            [theirs, ours].map(|times| rate(times[N_RUNS / 2]))
         });
         let [a, b] = plain;
         let [c, d] = weighted;

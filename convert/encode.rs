@@ -45,7 +45,9 @@ fn quantise(ty: GgmlType, values: &[f32], n_per_row: usize, importance: Option<&
     let row_bytes = ty.row_bytes(n_per_row as u64).unwrap_or(0) as usize;
     let mut out = vec![0u8; n_rows * row_bytes];
     quantise_rows(ty, values, n_per_row, importance, &mut out);
-    if values.iter().fold(0f32, |largest, v| largest.max(v.abs())) > LARGE {
+    // Or, not the largest of them: a chunk is one pass without branches or an order.
+    let is_large = |chunk: &[f32]| chunk.iter().fold(false, |any, v| any | (v.abs() > LARGE));
+    if values.chunks(1024).any(is_large) {
         let mut read_back = vec![0f32; n_per_row];
         for (row, bytes) in values.chunks_exact(n_per_row).zip(out.chunks_exact(row_bytes)) {
             ggml::dequantize_row(ty, bytes, &mut read_back);

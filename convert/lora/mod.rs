@@ -133,6 +133,13 @@ impl Adapter {
         let shapes: BTreeMap<&str, &[u64]> = sources.map(|s| (s.name.as_str(), s.shape.as_slice())).collect();
         let shape_of = |weight: &str, tensor: &Stored| match shapes.get(weight) {
             Some(shape) => Ok(*shape),
+            None if shapes.contains_key(format!("{}.qweight", names::module(weight)).as_str()) => {
+                Err(Error::model(format!(
+                    "tensor {} adapts {weight}, which GPTQ has packed into 4 bits, and nothing can be merged into those; make a \
+                 GGUF of the adapter (qvl-convert lora) and apply it at run time (qvl --lora)",
+                    tensor.name
+                )))
+            }
             None => Err(Error::model(format!("tensor {} adapts {weight}, which the model has not", tensor.name))),
         };
         let check = || -> Result<()> {

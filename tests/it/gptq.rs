@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use qvl::ggml::dequantize_row;
 use qvl::gguf::Gguf;
@@ -11,6 +12,7 @@ use qvl::quant::GgmlType;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::adapter_files;
 use crate::checkpoints::without_weights;
 use crate::gptq_files::{Checkpoint, Matrix};
 use crate::models::random_as;
@@ -189,4 +191,31 @@ fn another_type_can_be_asked_for() {
     assert!(out.path().join("m-Q8_0.gguf").exists());
     convert(dir.path(), out.path(), &["--tensor-type", "blk.*weight=q4_0"]).ok();
     check_values(&out.path().join("m-Q4_0.gguf"), &checkpoint.matrices, GgmlType::Q4_0);
+}
+
+/// As the published Q-LoRA script makes them, of a packed model.
+#[test]
+fn adapters_are_applied_and_not_merged() {
+    let (dir, out) = (saved(&like_random(128)), tempfile::tempdir().unwrap());
+    let adapter = out.path().join("mine");
+    adapter_files::write(&adapter, &adapter_files::config(4, 64.0, json!({})), &adapter_files::text_factors(4));
+    let target = out.path().join("out");
+    for dry in [&["-q"][..], &["-q", "--dry-run"]] {
+        let merged = convert(dir.path(), &target, &[&["--lora", adapter.to_str().unwrap()], dry].concat());
+        merged.fails(3, "which GPTQ has packed into 4 bits");
+        assert!(!target.exists() || fs::read_dir(&target).unwrap().count() == 0);
+    }
+    convert(dir.path(), &target, &["-q"]).ok();
+    let file = out.path().join("mine.gguf");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_qvl-convert"));
+    run(export.arg("lora").arg(&adapter).arg("--base").arg(dir.path()).arg("-o").arg(&file)).ok();
+    let logits = |flags: &[&str], name: &str| {
+        let trace = out.path().join(name);
+        let mut command = qvl();
+        command.args(["trace", "-m"]).arg(target.join("m-Q4_0.gguf")).args(flags).arg("-o").arg(&trace);
+        run(command.arg("What is this?")).ok();
+        crate::tensors::Tensors::read(&trace).f32s("logits").data
+    };
+    let (without, with) = (logits(&[], "a"), logits(&["--lora", file.to_str().unwrap()], "b"));
+    assert!(with.iter().all(|x| x.is_finite()) && with != without);
 }
