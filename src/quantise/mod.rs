@@ -3,9 +3,9 @@
 //! ggml quantises a value after the other, and its K-quants try some twenty scales for each block of 32. Here 32 blocks lie side by side
 //! in the lanes of SIMD registers, and every lane does what ggml does, in its order: the same bits by construction, several times as fast.
 //!
-//! - [`lanes`]: registers, AVX2's and AVX-512's;
-//! - [`fit`]: the search for scale and minimum of a block;
-//! - [`superblocks`], [`blocks`], [`iq4`]: the types made of these.
+//! - `lanes`: registers, AVX2's and AVX-512's;
+//! - `fit`: the search for scale and minimum of a block;
+//! - `superblocks`, `blocks`, `iq4`: the types made of these.
 //!
 //! ggml is what every other CPU and type takes, and the judge in the tests. Its own file of quantisers is compiled for plain x86-64, so that
 //! none of its products and sums are fused; where compilers fuse by themselves, as on ARM, lanes would have to as well.
