@@ -503,8 +503,8 @@ pub struct PromptCacheArgs {
 #[derive(Args)]
 pub struct DraftArgs {
     /// Guess what comes next where prompt or answer repeat themselves, and read several tokens at a time: auto as many as
-    /// pays, off, or always N. The model decides on each, so answers stay the same
-    #[arg(long, env = "QVL_DRAFT", value_name = "auto|off|N", default_value = "auto", value_parser = draft)]
+    /// pays where a token waits for memory, off, or always N. The model decides on each
+    #[arg(long, env = "QVL_DRAFT", value_name = "auto|off|N", default_value = "off", value_parser = draft)]
     pub draft: Draft,
 }
 
