@@ -16,6 +16,8 @@ struct Attention {
     share: Share,
 }
 
+/// softmax(qᵀk / √d) v: `q` `[d, n_head, n_q]`, `k` and `v` `[d, n_head, n_kv]`, f32, views of contiguous rows; gives
+/// `[d·n_head, n_q]`. Rounds q, k, v and the weights to bf16: about 0.4 % of an output.
 pub fn attention<'c>(c: &'c Context<'_>, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>) -> Tensor<'c> {
     let ([d, n_head, n_q, _], keys) = (q.dims(), k.dims());
     assert!(keys == v.dims() && keys[..2] == [d, n_head], "attention of {:?} and {keys:?}", q.dims());

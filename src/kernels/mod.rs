@@ -27,7 +27,7 @@ mod row;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 
-use crate::ggml::{Context, Tensor};
+use crate::ggml::Tensor;
 use crate::quant::GgmlType;
 
 /// Which kernels compute the vision tower.
@@ -164,37 +164,6 @@ impl Kernels {
     }
 }
 
-/// `x` `[k, n]` rounded to 8 bits, as [`product`] takes it; normalised before by LayerNorm with (weight, bias) and eps, if given.
-#[cfg(target_arch = "x86_64")]
-pub fn columns<'c>(
-    c: &'c Context<'_>,
-    how: Kernels,
-    x: Tensor<'c>,
-    norm: Option<([Tensor<'c>; 2], f32)>,
-) -> Tensor<'c> {
-    product::columns(c, how, x, norm)
-}
-
-/// Weights `w` `[≥ k, m]` of a type that [`Kernels::multiply`] names, times [`columns`] of `[k, n]`: `[m, n]`, f32.
-#[cfg(target_arch = "x86_64")]
-pub fn product<'c>(
-    c: &'c Context<'_>,
-    how: Kernels,
-    w: Tensor<'c>,
-    columns: Tensor<'c>,
-    n_columns: usize,
-    finish: Finish<'c>,
-) -> Tensor<'c> {
-    product::product(c, how, w, columns, n_columns, finish)
-}
-
-/// softmax(qᵀk / √d) v: `q` `[d, n_head, n_q]`, `k` and `v` `[d, n_head, n_kv]`, f32, views of contiguous rows; gives
-/// `[d·n_head, n_q]`. Rounds q, k, v and the weights to bf16: about 0.4 % of an output.
-#[cfg(target_arch = "x86_64")]
-pub fn attention<'c>(c: &'c Context<'_>, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>) -> Tensor<'c> {
-    attention::attention(c, q, k, v)
-}
-
 /// Whether ggml, in this program, multiplies rows of this type with one column by a kernel of ours: the linker has replaced its
 /// own on x86-64 Linux, in builds for AVX2.
 pub fn multiplies_rows(ty: GgmlType) -> bool {
@@ -211,3 +180,8 @@ pub fn multiplies_rows(ty: GgmlType) -> bool {
 mod absent;
 #[cfg(not(target_arch = "x86_64"))]
 pub use absent::{attention, columns, product};
+#[cfg(target_arch = "x86_64")]
+pub use {
+    attention::attention,
+    product::{columns, product},
+};

@@ -26,6 +26,7 @@ struct Product {
     share: Share,
 }
 
+/// `x` `[k, n]` rounded to 8 bits, as [`product`] takes it; normalised before by LayerNorm with (weight, bias) and eps, if given.
 pub fn columns<'c>(
     c: &'c Context<'_>,
     how: Kernels,
@@ -49,6 +50,7 @@ fn inner_of(how: Kernels) -> &'static Inner {
     how.inner().unwrap_or_else(|| panic!("no kernels of ours: {how:?}"))
 }
 
+/// Weights `w` `[≥ k, m]` of a type that [`Kernels::multiply`] names, times [`columns`] of `[k, n]`: `[m, n]`, f32.
 pub fn product<'c>(
     c: &'c Context<'_>,
     how: Kernels,

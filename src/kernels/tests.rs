@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::ggml::{Backend, dequantize_row, quantize_rows};
+use crate::ggml::{Backend, Context, dequantize_row, quantize_rows};
 use crate::gguf::TensorInfo;
 
 /// Numbers from a seed (xorshift64*).

@@ -18,6 +18,7 @@ mod mutations;
 mod pairs;
 mod pictures;
 mod prompts;
+#[path = "../support/random.rs"]
 mod random;
 mod support;
 #[path = "../support/torch.rs"]

@@ -15,6 +15,15 @@ const N_DEFAULT: u64 = 40;
 /// And of one program.
 const N_QUICK: u64 = 150;
 
+impl Random {
+    /// A number that programs stumble over.
+    fn odd_number(&mut self) -> u64 {
+        let some = self.next();
+        [0, 1, 2, 3, 7, 31, 63, 255, 256, 257, 1 << 15, 1 << 31, u32::MAX.into(), 1 << 32, 1 << 62, u64::MAX, some]
+            [self.below(17)]
+    }
+}
+
 /// Changes one field of the header.
 fn mutate_field(file: &mut File, r: &mut Random) {
     // A mutation before this one may have taken the last.

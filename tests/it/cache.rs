@@ -16,7 +16,7 @@ use crate::models::{Model, N_QUERIES, random};
 use crate::programs::{Ran, qvl, repository, run};
 
 /// `qvl` with a cache in `dir`, among the pictures.
-fn cached(dir: &Path) -> Command {
+pub fn cached(dir: &Path) -> Command {
     let mut command = qvl();
     command.env("QVL_CACHE_DIR", dir).env("QVL_CACHE_SIZE", "64M");
     command.current_dir(repository("tests/data/pictures"));
@@ -66,7 +66,8 @@ fn all_sound(dir: &Path) {
     }
 }
 
-fn temp_dir() -> TempDir {
+/// A directory of a test's own.
+pub fn temp_dir() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 

@@ -45,6 +45,10 @@ mod cache;
 /// `--cache-prompt`: warm is as cold, and nothing that happens to its files is more than a miss.
 mod prompt_cache;
 
+/// Chance that can be repeated.
+#[path = "../support/random.rs"]
+mod random;
+
 /// What must hold of anything: files, texts and boxes made at random.
 mod properties;
 

@@ -13,23 +13,12 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::adapter_files::{config, text_factors, write};
+use crate::cache::{cached, temp_dir};
 use crate::models::{Model, N_QUERIES, random, random_as};
-use crate::programs::{EXACT, Ran, qvl, repository, run};
+use crate::programs::{EXACT, Ran, repository, run};
 
 /// Bytes before an entry's state.
 const N_HEAD: usize = 44;
-
-fn temp_dir() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-/// `qvl` with a cache in `dir`, among the pictures.
-fn cached(dir: &Path) -> Command {
-    let mut command = qvl();
-    command.env("QVL_CACHE_DIR", dir).env("QVL_CACHE_SIZE", "64M");
-    command.current_dir(repository("tests/data/pictures"));
-    command
-}
 
 /// A greedy answer of `model` that keeps its prompt.
 fn ask_of(model: &Model, dir: &Path, args: &[&str]) -> Command {

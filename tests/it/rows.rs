@@ -8,6 +8,8 @@ use llama_cpp_sys_2 as sys;
 use qvl::kernels::multiplies_rows;
 use qvl::quant::GgmlType;
 
+use crate::random::Random;
+
 type VecDot = unsafe extern "C" fn(c_int, *mut f32, usize, *const c_void, usize, *const c_void, usize, c_int);
 
 /// ggml's own, under the names that the linker gives them.
@@ -42,18 +44,6 @@ fn ggml_calls_ours() {
     assert!(!multiplies_rows(GgmlType::F16) && !multiplies_rows(GgmlType::Q4_1));
 }
 
-/// Numbers from a seed (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
-
 /// A row of any bits, but for the exponents of scales, which are below 2⁸; subnormal ones are among them.
 fn row(random: &mut Random, ty: GgmlType, n: usize) -> Vec<u8> {
     let mut row = vec![0u8; ty.row_bytes(n as u64).expect("whole blocks") as usize];
@@ -71,7 +61,7 @@ fn row(random: &mut Random, ty: GgmlType, n: usize) -> Vec<u8> {
 
 #[test]
 fn sums_are_those_of_ggml() {
-    let mut random = Random(88_172_645_463_325_252);
+    let mut random = Random(1);
     // SAFETY: fills ggml's tables.
     unsafe { sys::ggml_cpu_init() };
     for (ty, c_type, ggml) in KERNELS {
@@ -82,7 +72,7 @@ fn sums_are_those_of_ggml() {
             (traits.vec_dot.expect("has one"), column.from_float.expect("has one"), traits.vec_dot_type)
         };
         for round in 0..400 {
-            let n = 256 * (1 + random.next() as usize % 20);
+            let n = 256 * (1 + random.below(20));
             let x = row(&mut random, ty, n);
             let size = [1.0, 1e-3, 1e4, 0.0][round % 4];
             let value = |random: &mut Random| size * ((random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0);

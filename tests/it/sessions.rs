@@ -12,7 +12,7 @@ use qvl::tokenizer::TokenId;
 use qvl::vision::ImageEmbedding;
 
 use crate::models::random;
-use crate::properties::Random;
+use crate::random::Random;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 

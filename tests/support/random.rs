@@ -4,6 +4,7 @@
 pub struct Random(pub u64);
 
 impl Random {
+    /// The next number.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -11,14 +12,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// One of `0..n`; 0 if that is empty.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
-    }
-
-    /// A number that programs stumble over.
-    pub fn odd_number(&mut self) -> u64 {
-        let some = self.next();
-        [0, 1, 2, 3, 7, 31, 63, 255, 256, 257, 1 << 15, 1 << 31, u32::MAX.into(), 1 << 32, 1 << 62, u64::MAX, some]
-            [self.below(17)]
     }
 }
