@@ -622,7 +622,7 @@ pub struct ContextArgs {
         value_parser = EnumValueParser::<RepackMode>::new().try_map(repack_works)
     )]
     pub repack: RepackMode,
-    /// Kernels of the vision tower: the best that this CPU has (auto), ggml's, or ours for AVX-VNNI or AVX-512
+    /// Kernels of the vision tower: ours for AVX-512 where the CPU has it, else ggml's (auto); or by name, also ours for AVX-VNNI
     #[arg(long, env = "QVL_VISION_KERNELS", value_name = "NAME", default_value = "auto")]
     pub vision_kernels: KernelsMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::Kernels;
 use super::avx512::{self, LANES};
 use super::columns::COLUMNS;
 use super::panel::ROWS;
@@ -19,6 +20,7 @@ struct Attention {
 /// softmax(qᵀk / √d) v: `q` `[d, n_head, n_q]`, `k` and `v` `[d, n_head, n_kv]`, f32, views of contiguous rows; gives
 /// `[d·n_head, n_q]`. Rounds q, k, v and the weights to bf16: about 0.4 % of an output.
 pub fn attention<'c>(c: &'c Context<'_>, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>) -> Tensor<'c> {
+    assert!(Kernels::Avx512.is_available(), "attention for AVX-512 on another CPU");
     let ([d, n_head, n_q, _], keys) = (q.dims(), k.dims());
     assert!(keys == v.dims() && keys[..2] == [d, n_head], "attention of {:?} and {keys:?}", q.dims());
     c.custom(GgmlType::F32, [d * n_head, n_q], &[q, k, v], Attention { share: Share::default() })
@@ -35,7 +37,7 @@ impl Custom for Attention {
             packed.fill(head, k, v);
             for first in (first..n_q.min(first + QUERIES)).step_by(COLUMNS) {
                 let (columns, d_rows) = (first..n_q.min(first + COLUMNS), packed.d_rows());
-                // SAFETY: `Kernels::detect` has seen what the CPU needs.
+                // SAFETY: `attention` has seen what the CPU needs.
                 let sums = unsafe { packed.attend(head, q, columns.clone()) };
                 for (column, values) in columns.zip(sums.chunks_exact(d_rows)) {
                     // SAFETY: these queries of this head belong to the one thread that took them.
@@ -123,7 +125,7 @@ impl Packed {
 
     /// `pairs` from `rows`.
     fn round(&mut self) {
-        // SAFETY: `Kernels::detect` has seen what the CPU needs.
+        // SAFETY: `attention` has seen what the CPU needs.
         unsafe { to_bf16(&self.rows, &mut self.pairs) };
     }
 

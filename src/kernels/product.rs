@@ -46,7 +46,9 @@ pub fn columns<'c>(
     c.custom(GgmlType::I8, [bytes, 1], &args, op)
 }
 
+/// Proves that the CPU has what they need.
 fn inner_of(how: Kernels) -> &'static Inner {
+    assert!(how.is_available(), "{how:?} on another CPU");
     how.inner().unwrap_or_else(|| panic!("no kernels of ours: {how:?}"))
 }
 
@@ -96,7 +98,7 @@ impl Custom for Pack {
                     normalise(&mut column[..k], norm, self.eps);
                 }
                 for (block, values) in blocks.iter_mut().zip(column.as_chunks::<DEPTH>().0) {
-                    // SAFETY: `Kernels::detect` has seen what the CPU needs.
+                    // SAFETY: `inner_of` has seen what the CPU needs.
                     let (bytes, scale) = unsafe { (self.inner.to_int8)(values) };
                     block.put(j, &bytes, scale);
                 }
@@ -144,7 +146,7 @@ impl Custom for Product {
             let rows = i * ROWS..m.min((i + 1) * ROWS);
             panel::fill(&mut panel, self.ty, rows.clone().map(|row| &w.bytes[row * row_bytes..][..row_bytes]));
             for (group, columns) in blocks.chunks_exact(n_blocks).enumerate() {
-                // SAFETY: `Kernels::detect` has seen what the CPU needs.
+                // SAFETY: `inner_of` has seen what the CPU needs.
                 let mut tile = unsafe { (self.inner.int8_tile)(self.form, &panel, columns) };
                 self.finish(&mut tile, bias.get(rows.clone()).unwrap_or(&[]));
                 for (column, values) in (group * COLUMNS..self.n_columns).zip(&mut tile) {
@@ -168,7 +170,7 @@ impl Product {
         }
         match self.activation {
             Activation::None => {}
-            // SAFETY: `Kernels::detect` has seen what the CPU needs.
+            // SAFETY: `inner_of` has seen what the CPU needs.
             Activation::Gelu => unsafe { (self.inner.gelu)(tile) },
         }
     }
