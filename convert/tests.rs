@@ -249,7 +249,7 @@ fn embedding(mmproj: &Path) -> Vec<f32> {
     let pixels = qvl::image::normalise(&picture, h.mean, h.std);
     let stop = AtomicBool::new(false);
     let backend = ggml::Backend::cpu(2, &stop).unwrap();
-    vision.encode(&backend, &pixels, qvl::vision::Attention::Exact).unwrap().data
+    vision.on(&backend, |tower| tower.encode(&pixels, qvl::vision::Attention::Exact)).unwrap().data
 }
 
 #[test]

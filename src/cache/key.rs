@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 use crate::ggml::simd_features;
 use crate::gguf::Gguf;
 use crate::image::Picture;
-use crate::kernels::Kernels;
 use crate::mmap::MappedFile;
 use crate::vision::Attention;
 
@@ -44,12 +43,12 @@ impl Key {
     /// Of a picture as it goes into the tower: upright and resized. Cost: a hash over its pixels (600 KB for the real
     /// model: a millisecond or two).
     ///
-    /// The kernels, the version of this crate and the SIMD that ggml was built with count as well: they round differently.
-    pub fn new(mmproj: &MmprojId, attention: Attention, kernels: Kernels, picture: &Picture) -> Self {
+    /// `computed_by` names what computes it. It, the version of this crate and the SIMD that ggml was built with count as well: they round differently.
+    pub fn new(mmproj: &MmprojId, attention: Attention, computed_by: &str, picture: &Picture) -> Self {
         let mut hash = of_this_build(b"qvl embedding");
         // Its length first: what follows cannot be mistaken for a part of it.
-        hash.update([kernels.name().len() as u8]);
-        hash.update(kernels.name());
+        hash.update((computed_by.len() as u64).to_le_bytes());
+        hash.update(computed_by);
         hash.update(mmproj.0);
         hash.update(match attention {
             Attention::Exact => [0],
@@ -177,16 +176,15 @@ mod tests {
     #[test]
     fn everything_counts() {
         let picture = |width, height, seed: u8| Picture::new(width, height, vec![seed; 24]).unwrap();
-        let by =
-            |id: u8, attention, kernels, picture: &Picture| Key::new(&MmprojId([id; 32]), attention, kernels, picture);
-        let of = |id, attention, picture: &Picture| by(id, attention, Kernels::Ggml, picture);
+        let by = |id: u8, attention, by, picture: &Picture| Key::new(&MmprojId([id; 32]), attention, by, picture);
+        let of = |id, attention, picture: &Picture| by(id, attention, "ggml", picture);
         let keys = [
             of(1, Attention::Exact, &picture(2, 4, 7)),
             of(2, Attention::Exact, &picture(2, 4, 7)),
             of(1, Attention::Flash, &picture(2, 4, 7)),
             of(1, Attention::Exact, &picture(4, 2, 7)),
             of(1, Attention::Exact, &picture(2, 4, 8)),
-            by(1, Attention::Exact, Kernels::Avx512, &picture(2, 4, 7)),
+            by(1, Attention::Exact, "avx512", &picture(2, 4, 7)),
         ];
         for (i, key) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(key), "{i}");

@@ -53,6 +53,9 @@ pub enum Command {
     Bench(BenchArgs),
     /// Check this build and this machine
     Doctor(DoctorArgs),
+    /// Compute layers for a qvl on another machine (--rpc there)
+    #[cfg(feature = "rpc")]
+    Worker(WorkerArgs),
     /// Show or empty the cache of picture embeddings and prompts
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -316,8 +319,14 @@ pub struct TraceArgs {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// Where to write
-    #[arg(short, long, value_name = "OUT.safetensors")]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "OUT.safetensors", required_unless_present = "ops")]
+    pub output: Option<PathBuf>,
+    /// Print which operation runs on which device, and how often, for the pictures and for the text
+    #[arg(long)]
+    pub ops: bool,
+    /// With --ops: as one JSON object
+    #[arg(long, requires = "ops")]
+    pub json: bool,
     /// The prompt
     pub prompt: Option<String>,
 }
@@ -454,6 +463,26 @@ pub struct PlanArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(feature = "rpc")]
+#[derive(Args)]
+pub struct WorkerArgs {
+    /// Address to listen at; others than this machine's own let anybody in who can reach it
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen at
+    #[arg(long, value_name = "N", default_value_t = 50052, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Devices to serve, as qvl doctor names them (auto: all but the CPU, or the CPU where there is no other) [-dev]
+    #[arg(long, value_name = "NAME,..", default_value = "auto", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// Threads of the CPU (default: physical cores)
+    #[arg(short, long, env = "QVL_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub threads: Option<u16>,
+    /// Keep weights that were sent once in this directory, so that they need not be sent again
+    #[arg(long, value_name = "DIR")]
+    pub weights_cache: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -609,12 +638,18 @@ pub struct ContextArgs {
     /// Fused attention [-fa]; off computes it in f32
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub flash_attn: FlashMode,
-    /// Layers on the GPU: a number, auto or all [-ngl]
+    /// Layers on devices: a number, all, or as many as fit (auto) [-ngl]
     #[arg(long, value_name = "N", default_value = "auto", value_parser = gpu_layers)]
     pub gpu_layers: GpuLayers,
-    /// Device to compute on [-dev]; this build has cpu
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
-    pub device: String,
+    /// Devices for layers [-dev], as qvl doctor names them: cpu is none, auto all there are
+    #[arg(long, env = "QVL_DEVICE", value_name = "NAME,..", default_value = "auto", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// Device that looks at pictures (auto: the first that has layers, but no worker; else the CPU)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub vision_device: String,
+    /// Machines that run qvl worker, as devices for layers; only where every machine is trusted
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',')]
+    pub rpc: Vec<String>,
     /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU (auto: never on
     /// x86-64, whose kernels read prompts faster without; elsewhere where there is room)
     #[arg(

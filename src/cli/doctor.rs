@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use qvl::error::Result;
-use qvl::ggml::{SimdFeature, simd_features};
+use qvl::ggml::{Device, DeviceKind, SimdFeature, simd_features};
 use qvl::kernels::{Kernels, multiplies_rows};
 use qvl::memory::{available_bytes, human_bytes, total_bytes};
 use qvl::quant::GgmlType;
@@ -17,6 +17,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let features = simd_features();
     let (n_physical, n_logical) = (num_cpus::get_physical(), num_cpus::get());
     let warning = simd_warning();
+    let devices: Vec<_> = Device::all();
     let available: Vec<_> = Kernels::ALL.into_iter().filter(|kernels| kernels.is_available()).collect();
     if args.json {
         let simd: Vec<_> =
@@ -25,7 +26,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "version": env!("CARGO_PKG_VERSION"),
             "arch": std::env::consts::ARCH,
             "os": std::env::consts::OS,
-            "devices": ["cpu"],
+            "devices": devices.iter().map(device_json).collect::<Vec<_>>(),
             "cores": {"physical": n_physical, "logical": n_logical},
             "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes()},
             "simd": simd,
@@ -36,7 +37,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         }));
     }
     let mut text = format!(
-        "qvl {} on {} {}\ndevices  cpu\ncores    {n_physical} physical, {n_logical} logical\n",
+        "qvl {} on {} {}\ncores    {n_physical} physical, {n_logical} logical\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         std::env::consts::ARCH
@@ -50,6 +51,10 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     };
     let _ = writeln!(text, "SIMD     CPU: {}\n         build: {}", names(|f| f.present), names(|f| f.built));
     let _ = writeln!(text, "kernels  vision {}, decoding {}", Kernels::detect().name(), decoding_kernels());
+    for (i, device) in devices.iter().enumerate() {
+        let first = if i == 0 { "devices" } else { "" };
+        let _ = writeln!(text, "{first:<9}{}", device_text(device, &devices));
+    }
     match &warning {
         Some(warning) => {
             let _ = writeln!(text, "warning: {warning}");
@@ -57,6 +62,45 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         None => text.push_str("ok: the build uses what the CPU has\n"),
     }
     print(&text)
+}
+
+/// What a device will run without flags: with one that can have layers, those and pictures go there as far as they fit.
+fn runs(device: &Device, all: &[Device]) -> &'static str {
+    let has_offload = all.iter().any(Device::is_offload);
+    match device.kind() {
+        DeviceKind::Cpu if has_offload => "what does not fit elsewhere",
+        DeviceKind::Cpu => "everything",
+        DeviceKind::Gpu | DeviceKind::Integrated => {
+            let is_first = all.iter().find(|d| d.is_offload()) == Some(device);
+            if is_first { "pictures, and layers as many as fit" } else { "layers as many as fit" }
+        }
+        DeviceKind::Accelerator => "nothing",
+    }
+}
+
+fn device_text(device: &Device, all: &[Device]) -> String {
+    let memory = match device.kind() {
+        DeviceKind::Gpu => {
+            format!(", {} free of {}", human_bytes(device.memory().free), human_bytes(device.memory().total))
+        }
+        DeviceKind::Integrated => ", shares the machine's memory".to_owned(),
+        DeviceKind::Cpu | DeviceKind::Accelerator => String::new(),
+    };
+    format!("{} ({}{memory}): {}", device.name().to_lowercase(), device.description().trim(), runs(device, all))
+}
+
+fn device_json(device: &Device) -> serde_json::Value {
+    let memory = device.memory();
+    let kind = match device.kind() {
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::Gpu => "gpu",
+        DeviceKind::Integrated => "integrated",
+        DeviceKind::Accelerator => "accelerator",
+    };
+    json!({
+        "name": device.name().to_lowercase(), "description": device.description(), "kind": kind,
+        "free_bytes": memory.free, "total_bytes": memory.total,
+    })
 }
 
 /// Whose kernels multiply rows of quantised weights with one column.

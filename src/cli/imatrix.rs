@@ -9,7 +9,7 @@ use qvl::error::{Error, Result};
 use qvl::ggml::WeightInput;
 use qvl::imatrix::Imatrix;
 use qvl::names::text_tensor;
-use qvl::session::{Session, TextFile};
+use qvl::session::{Session, SessionSettings, TextFile};
 use serde_json::json;
 
 use super::args::{ContextArgs, ImatrixArgs};
@@ -73,8 +73,9 @@ fn collect(
     quiet: bool,
 ) -> Result<(Imatrix, usize)> {
     let imatrix = Rc::new(RefCell::new(Imatrix::default()));
-    let model = pipeline::load_model(text, &args.context, None, quiet)?;
-    let mut session = session(text, &model, &args.context, examples)?;
+    let settings = settings(text, &args.context, examples)?;
+    let model = pipeline::load_model(text, &args.context, &settings, None, quiet)?;
+    let mut session = Session::new(text, &model, &settings, &STOP)?;
     let watching = Rc::clone(&imatrix);
     session.watch(Box::new(move |input: WeightInput<'_>| {
         // As llama.cpp: what weighs the inputs of the output matrix equally serves it better.
@@ -116,17 +117,12 @@ fn collect(
     Ok((imatrix, n_positions))
 }
 
-fn session<'m>(
-    text: &'m TextFile,
-    model: &'m qvl::llama::Model,
-    args: &ContextArgs,
-    examples: &[Example],
-) -> Result<Session<'m>> {
+fn settings(text: &TextFile, args: &ContextArgs, examples: &[Example]) -> Result<SessionSettings> {
     let longest = examples::longest(examples, text, 0)?;
     let mut settings = pipeline::wanted_settings(text, args, (longest, 0), N_BATCH.min(longest))?;
     settings.n_outputs = settings.n_batch;
     room::check(text, args, &settings)?;
-    Session::new(text, model, &settings, &STOP)
+    Ok(settings)
 }
 
 fn write(imatrix: &Imatrix, path: &Path) -> Result<()> {

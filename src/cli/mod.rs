@@ -11,6 +11,7 @@ mod busy;
 mod cache;
 mod chat;
 mod detect;
+mod devices;
 mod doctor;
 mod examples;
 mod imatrix;
@@ -29,6 +30,8 @@ mod structure;
 mod table;
 mod tokenize;
 mod trace;
+#[cfg(feature = "rpc")]
+mod worker;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -83,6 +86,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => return inspect::run(&args).unwrap_or_else(|error| report(&error)),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args, cli.quiet),
+        #[cfg(feature = "rpc")]
+        Command::Worker(args) => worker::run(&args, cli.quiet),
         Command::Doctor(args) => doctor::run(&args),
         Command::Cache(command) => cache::run(&command),
         Command::Completions(args) => manual::completions(args.shell),

@@ -142,7 +142,7 @@ pub fn answer(
     let load_start = Instant::now();
     let store = prompt_cache::store(query, viewer);
     let beginning = Beginning::new(query, text, (&fitted.settings, text_bytes), (prompt, &images), store)?;
-    let model = pipeline::load_model(text, query.context, fitted.n_kept, query.quiet)?;
+    let model = pipeline::load_model(text, query.context, &fitted.settings, fitted.n_kept, query.quiet)?;
     let mut session = Session::new(text, &model, &fitted.settings, &STOP)?;
     load += load_start.elapsed();
 

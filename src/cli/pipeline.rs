@@ -1,13 +1,14 @@
 //! The way that `ask` and `trace` share: files → prompt → embeddings → session.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use qvl::cache::MmprojId;
-use qvl::error::{Error, Result};
-use qvl::ggml::{Backend, WatchFn};
+use qvl::error::{Error, ErrorKind, Result};
+use qvl::ggml::{Backend, Device, DeviceKind, OpCounts, WatchFn};
 use qvl::gguf::Gguf;
 use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
 use qvl::kernels::Kernels;
@@ -16,11 +17,11 @@ use qvl::mmap::MappedFile;
 use qvl::names::general;
 use qvl::session::{Draft, SessionSettings, TextFile};
 use qvl::text::TextHparams;
-use qvl::vision::{Attention, ImageEmbedding, Taps, VisionHparams, VisionModel};
+use qvl::vision::{Attention, ImageEmbedding, Taps, Tower, VisionHparams, VisionModel};
 
-use super::args::{ContextArgs, FlashMode, GpuLayers, ImageArgs, KernelsMode, ModelArgs, kv_type};
+use super::args::{ContextArgs, FlashMode, ImageArgs, KernelsMode, ModelArgs, kv_type};
 use super::room::{self, Fitted, Repack};
-use super::{STOP, doctor, print_error};
+use super::{STOP, devices, doctor, print_error};
 
 /// Opens the text file and its adapters, and warns if this build is slower than the machine.
 pub fn open_text(args: &ModelArgs, quiet: bool) -> Result<TextFile> {
@@ -65,13 +66,51 @@ impl Mmproj {
         VisionModel::new(&self.file, &self.gguf).map_err(|e| e.at(self.file.path()))
     }
 
-    fn computed(&self, args: &ContextArgs) -> Result<VisionModel<'_>> {
-        Ok(self.model()?.with_kernels(kernels(args)?))
+    /// As `device` computes it: our kernels are the CPU's.
+    fn computed(&self, args: &ContextArgs, device: Device) -> Result<VisionModel<'_>> {
+        let kernels = kernels(args)?;
+        let is_cpu = device.kind() == DeviceKind::Cpu;
+        Ok(self.model()?.with_kernels(if is_cpu { kernels } else { Kernels::Ggml }))
     }
 
-    /// What computes the vision tower. Errors (kind usage): kernels that this CPU does not have.
-    pub fn kernels(&self, args: &ContextArgs) -> Result<Kernels> {
-        Ok(self.computed(args)?.kernels())
+    /// A name of what computes the vision tower: others round differently. Errors (kind usage): kernels that this CPU does not have,
+    /// a device that is not there.
+    pub fn computed_by(&self, args: &ContextArgs) -> Result<String> {
+        let device = devices::chosen(args)?.vision()?;
+        match device.kind() {
+            DeviceKind::Cpu => Ok(self.computed(args, device)?.kernels().name().to_owned()),
+            _ => Ok(format!("{} {}", device.name(), device.description())),
+        }
+    }
+
+    /// Hands the tower to `f`, on the device for it; on the CPU, with a note, where that is out of memory before `f` has done
+    /// anything, which `is_begun` tells.
+    fn on_device<T>(
+        &self,
+        args: &ContextArgs,
+        quiet: bool,
+        mut f: impl FnMut(&Tower<'_>) -> Result<T>,
+        is_begun: &Cell<bool>,
+    ) -> Result<T> {
+        let device = devices::chosen(args)?.vision()?;
+        let mut on = |device: Device| {
+            let backend = Backend::on(device, n_threads(args), &STOP)?;
+            self.computed(args, device)?.on(&backend, &mut f)
+        };
+        match on(device) {
+            Err(error) if error.kind() == ErrorKind::Memory && device.kind() != DeviceKind::Cpu && !is_begun.get() => {
+                if !quiet {
+                    print_error(&format!("note: {error}; the CPU looks at pictures instead\n"));
+                }
+                on(Device::cpu()?)
+            }
+            other => other,
+        }
+    }
+
+    /// Which backend runs which operation of the tower, and in how many parts.
+    pub fn ops(&self, args: &ContextArgs) -> Result<(OpCounts, usize)> {
+        self.on_device(args, true, |tower| tower.ops(attention(args)), &Cell::new(false))
     }
 
     fn belongs_to(&self, text: &TextHparams) -> Result<()> {
@@ -108,7 +147,9 @@ impl Mmproj {
 
     /// Bytes of the compute buffer for a picture.
     pub fn compute_bytes(&self, args: &ContextArgs) -> Result<u64> {
-        self.computed(args)?.compute_bytes(&Backend::cpu(1, &STOP)?, attention(args))
+        // The CPU's graph says it also for another device, to which no weight is copied for that.
+        let cpu = Device::cpu()?;
+        self.computed(args, cpu)?.on(&Backend::on(cpu, 1, &STOP)?, |tower| tower.compute_bytes(attention(args)))
     }
 
     /// Where it lies.
@@ -135,8 +176,8 @@ impl Mmproj {
         quiet: bool,
         mut done: impl FnMut(ImageEmbedding),
     ) -> Result<()> {
-        self.each(pictures, args, quiet, |vision, backend, pixels, kind| {
-            done(vision.encode(backend, &pixels, kind)?);
+        self.each(pictures, args, quiet, |tower, pixels, kind| {
+            done(tower.encode(&pixels, kind)?);
             Ok(())
         })?;
         Ok(())
@@ -151,15 +192,14 @@ impl Mmproj {
         watch: &mut WatchFn,
     ) -> Result<ImageEmbedding> {
         let one = std::slice::from_ref(picture);
-        let mut seen =
-            self.each(one, args, quiet, |vision, backend, pixels, kind| vision.watch(backend, &pixels, kind, watch))?;
+        let mut seen = self.each(one, args, quiet, |tower, pixels, kind| tower.watch(&pixels, kind, watch))?;
         seen.pop().ok_or_else(|| Error::other("a picture got lost"))
     }
 
     /// Encodes every picture, keeping values from inside.
     pub fn trace_all(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<TracedImage>> {
-        self.each(pictures, args, quiet, |vision, backend, pixels, kind| {
-            let (embedding, taps) = vision.trace(backend, &pixels, kind)?;
+        self.each(pictures, args, quiet, |tower, pixels, kind| {
+            let (embedding, taps) = tower.trace(&pixels, kind)?;
             Ok(TracedImage { pixels, embedding, taps })
         })
     }
@@ -169,19 +209,23 @@ impl Mmproj {
         pictures: &[Picture],
         args: &ContextArgs,
         quiet: bool,
-        mut encode: impl FnMut(&VisionModel<'_>, &Backend<'_>, PixelValues, Attention) -> Result<T>,
+        mut encode: impl FnMut(&Tower<'_>, PixelValues, Attention) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let vision = self.computed(args)?;
-        let h = vision.hparams();
-        let backend = Backend::cpu(n_threads(args), &STOP)?;
         self.file.will_need();
-        let size = h.image_size as u32;
-        let one = |(k, picture): (usize, &Picture)| {
-            let _spinner = spinner(quiet, format!("looking at picture {} of {}", k + 1, pictures.len()));
-            let pixels = image::normalise(&image::resize(picture, size, size), h.mean, h.std);
-            encode(&vision, &backend, pixels, attention(args))
+        let is_begun = Cell::new(false);
+        let all = |tower: &Tower<'_>| {
+            let h = tower.hparams();
+            let size = h.image_size as u32;
+            let one = |(k, picture): (usize, &Picture)| {
+                let _spinner = spinner(quiet, format!("looking at picture {} of {}", k + 1, pictures.len()));
+                let pixels = image::normalise(&image::resize(picture, size, size), h.mean, h.std);
+                let seen = encode(tower, pixels, attention(args))?;
+                is_begun.set(true);
+                Ok(seen)
+            };
+            pictures.iter().enumerate().map(one).collect()
         };
-        pictures.iter().enumerate().map(one).collect()
+        self.on_device(args, quiet, all, &is_begun)
     }
 }
 
@@ -252,32 +296,48 @@ fn find_beside(model: &Path, vision_id: &str) -> Result<PathBuf> {
     }
 }
 
-/// Loads the text weights. With `n_kept` only so many layers stay in memory.
-pub fn load_model(text: &TextFile, args: &ContextArgs, n_kept: Option<usize>, quiet: bool) -> Result<Model> {
+/// Loads the text weights for a session with these settings, on devices as far as they fit there; on the CPU, with a note, where a device
+/// fails. With `n_kept` only so many layers stay in memory.
+pub fn load_model(
+    text: &TextFile,
+    args: &ContextArgs,
+    settings: &SessionSettings,
+    n_kept: Option<usize>,
+    quiet: bool,
+) -> Result<Model> {
     let _spinner = spinner(quiet, "loading the model".to_owned());
-    if args.device != "cpu" {
-        return Err(Error::usage(format!("device {:?} is not in this build (it has: cpu)", args.device)));
+    let devices = devices::chosen(args)?;
+    let placed = devices.place(text, args, settings);
+    if let Some(note) = devices.note(text, args, &placed).filter(|_| !quiet) {
+        print_error(&format!("note: {note}\n"));
     }
-    let mut model = text.load(model_params(text, args))?;
+    let mut model = match text.load(model_params(text, args, settings)?) {
+        Err(error) if !placed.is_empty() => {
+            if !quiet {
+                print_error(&format!("note: {error}; the CPU computes all layers instead\n"));
+            }
+            devices::give_up();
+            room::check(text, args, settings)?;
+            text.load(model_params(text, args, settings)?)?
+        }
+        loaded => loaded?,
+    };
     if let Some(n_kept) = n_kept {
         model.keep_layers(text.parts(), text.layers().to_vec(), n_kept)?;
     }
     Ok(model)
 }
 
-/// How weights are loaded.
-pub fn model_params(text: &TextFile, args: &ContextArgs) -> ModelParams {
+/// How weights are loaded for a session with these settings. Errors (kind usage): a device is not there.
+pub fn model_params(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Result<ModelParams> {
     let load = match (args.no_mmap, args.mlock) {
         (true, _) => LoadMode::Read,
         (false, true) => LoadMode::MapAndLock,
         (false, false) => LoadMode::Map,
     };
-    let n_gpu_layers = match args.gpu_layers {
-        GpuLayers::Auto | GpuLayers::Exactly(0) => 0,
-        GpuLayers::All => -1,
-        GpuLayers::Exactly(n) => i32::from(n),
-    };
-    ModelParams { load, n_gpu_layers, repack: room::repack(text, args) == Repack::Copies }
+    let placed = devices::chosen(args)?.place(text, args, settings);
+    let placed = placed.into_iter().map(|placed| (placed.device, placed.n_layers)).collect();
+    Ok(ModelParams { load, placed, repack: room::repack(text, args) == Repack::Copies })
 }
 
 /// Settings of a session for a prompt of `n_prompt` positions, read `n_batch` at a time, and `n_predict` more, after a look at
@@ -317,6 +377,7 @@ pub fn wanted_settings(
     (n_prompt, n_predict): (usize, usize),
     n_batch: usize,
 ) -> Result<SessionSettings> {
+    devices::chosen(args)?;
     let h = text.hparams();
     let (type_k, type_v) = (kv_type(args.cache_type_k.as_ref()), kv_type(args.cache_type_v.as_ref()));
     let flash = match args.flash_attn {

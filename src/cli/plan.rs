@@ -8,9 +8,10 @@ use qvl::session::TextFile;
 use serde_json::{Value, json};
 
 use super::args::PlanArgs;
+use super::devices::Placed;
 use super::pipeline::Mmproj;
 use super::room::{self, Fitted};
-use super::{pipeline, print, print_json};
+use super::{devices, pipeline, print, print_json};
 
 /// Positions of a picture beside its rows: its name, its tags, the line's end.
 const N_AROUND_PICTURE: usize = 8;
@@ -40,6 +41,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let phases = vision.into_iter().chain([room::fitted_phase(&text, &args.context, &fitted)]).collect();
     let plan = Plan { phases };
     let limit = room::limit_bytes(&args.context);
+    let devices = devices::chosen(&args.context)?;
+    let placed = devices.place(&text, &args.context, &settings);
     let fits = limit.is_none_or(|limit| plan.peak_bytes() <= limit);
     if args.json {
         print_json(&json!({
@@ -51,6 +54,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             "prompt_tokens": n_prompt,
             "layers": text.layers().len(),
             "layers_kept": fitted.n_kept.unwrap_or(text.layers().len()),
+            "layers_placed": placed_json(&placed),
             "n_ctx": settings.n_ctx,
             "n_batch": settings.n_batch,
             "cache_type_k": settings.type_k.name(),
@@ -66,8 +70,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             args.prompt_tokens,
             settings.n_ctx
         );
-        let note = fitted.note.as_ref().map_or_else(String::new, |note| format!("{note}\n"));
-        print(&(head + &table(&plan, limit) + &note))?;
+        let notes = [fitted.note.clone(), devices.note(&text, &args.context, &placed)];
+        let notes = notes.into_iter().flatten().map(|note| format!("{note}\n"));
+        print(&(head + &table(&plan, limit) + &placed_text(&placed) + &notes.collect::<String>()))?;
     }
     if let Some(error) = error {
         return Err(error);
@@ -82,10 +87,21 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     }
 }
 
+/// `layers   33 on CUDA0`: the output matrix counts as one.
+fn placed_text(placed: &[Placed]) -> String {
+    let parts: Vec<_> = placed.iter().map(|p| format!("{} on {}", p.n_layers, p.device.name())).collect();
+    if parts.is_empty() { String::new() } else { format!("layers   {}\n", parts.join(", ")) }
+}
+
+fn placed_json(placed: &[Placed]) -> Value {
+    let one = |p: &Placed| json!({"device": p.device.name(), "layers": p.n_layers, "bytes": p.bytes});
+    placed.iter().map(one).collect()
+}
+
 fn phase_json(phase: &Phase) -> Value {
     let items = phase.items.iter().map(|item| {
-        let is_mapped = item.kind == Kind::Mapped;
-        json!({"name": item.name, "bytes": item.bytes, "mapped": is_mapped})
+        let (is_mapped, is_device) = (item.kind == Kind::Mapped, item.kind == Kind::Device);
+        json!({"name": item.name, "bytes": item.bytes, "mapped": is_mapped, "device": is_device})
     });
     json!({"name": phase.name, "items": items.collect::<Vec<_>>(), "bytes": phase.bytes()})
 }
@@ -100,7 +116,12 @@ fn table(plan: &Plan, limit: Option<u64>) -> String {
     for phase in &plan.phases {
         let mut name = phase.name;
         for item in phase.items.iter().filter(|item| item.bytes > 0) {
-            row(name, item.name, item.bytes, if item.kind == Kind::Mapped { "mapped from the file" } else { "" });
+            let note = match item.kind {
+                Kind::Mapped => "mapped from the file",
+                Kind::Private => "",
+                Kind::Device => "of its own memory",
+            };
+            row(name, &item.name, item.bytes, note);
             name = "";
         }
         row("", "together", phase.bytes(), "");

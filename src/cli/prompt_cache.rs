@@ -37,7 +37,7 @@ impl Beginning {
         store: Option<Store>,
     ) -> Result<Option<Self>> {
         let Some(store) = store else { return Ok(None) };
-        let weights = pipeline::model_params(text, query.context);
+        let weights = pipeline::model_params(text, query.context, settings)?;
         let Some(prefix) = Prefix::new(text, &weights, settings, prompt, images)? else { return Ok(None) };
         let n_bytes = prefix.max_bytes();
         let too_large = |place: &str, limit: u64| {

@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use qvl::error::{Error, Result};
+use qvl::ggml::DeviceKind;
 use qvl::llama::FlashAttention;
 use qvl::memory::{Kind, Phase, available_bytes, human_bytes, own_bytes};
 use qvl::quant::GgmlType;
 use qvl::session::{SessionSettings, TextFile};
 
 use super::args::{ContextArgs, RepackMode};
+use super::devices::{self, Placed};
 use super::pipeline::Mmproj;
 use super::see::TextMemory;
 
@@ -71,13 +73,25 @@ pub fn text_phase(text: &TextFile, args: &ContextArgs, settings: &SessionSetting
     };
     let phase = phase.with("KV cache", settings.kv_bytes(h), Kind::Private);
     let phase = phase.with("compute buffers", settings.compute_bytes(h), Kind::Private);
-    phase.with("program", program, Kind::Private)
+    let phase = phase.with("program", program, Kind::Private);
+    devices::moved(phase, &placed(text, args, settings), settings.compute_bytes(h))
+}
+
+/// Layers on devices. None where they are not known: whoever loads a model says why.
+fn placed(text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Vec<Placed> {
+    devices::chosen(args).map(|devices| devices.place(text, args, settings)).unwrap_or_default()
 }
 
 /// What is in memory while a picture is looked at.
 pub fn vision_phase(mmproj: &Mmproj, args: &ContextArgs) -> Result<Phase> {
-    let phase = Phase::new("vision").with("weights", mmproj.n_bytes(), Kind::Mapped);
-    let phase = phase.with("compute buffers", mmproj.compute_bytes(args)?, Kind::Private);
+    let device = devices::chosen(args)?.vision()?;
+    let (weights, compute) = (mmproj.n_bytes(), mmproj.compute_bytes(args)?);
+    let phase = Phase::new("vision");
+    let phase = match device.kind() {
+        DeviceKind::Cpu => phase.with("weights", weights, Kind::Mapped).with("compute buffers", compute, Kind::Private),
+        DeviceKind::Integrated => phase.with(format!("on {}", device.name()), weights + compute, Kind::Private),
+        _ => phase.with(format!("on {}", device.name()), weights + compute, Kind::Device),
+    };
     Ok(phase.with("program", own_bytes().unwrap_or(0) + LATER_BYTES, Kind::Private))
 }
 
@@ -171,6 +185,8 @@ pub fn fit(text: &TextFile, args: &ContextArgs, wanted: SessionSettings) -> Resu
         return Ok(Fitted { settings, n_kept: None, note: rounded });
     }
     let is_mapped = !args.no_mmap && !args.mlock && repack(text, args) == Repack::None;
+    // Layers on devices are not read from the file again.
+    let is_mapped = is_mapped && placed(text, args, &settings).is_empty();
     let kept = if is_mapped && cfg!(target_os = "linux") { n_kept(text, args, &settings) } else { None };
     let Some(n) = kept else { return Err(error) };
     let (n_layers, bytes) = (text.layers().len(), human_bytes(passing_bytes(text, n)));

@@ -65,13 +65,13 @@ impl<'a> Viewer<'a> {
             return Ok(Sight { embeddings: Vec::new(), n_cached: 0 });
         }
         let mmproj = Mmproj::open(self.model, text)?;
-        let (h, id, kernels) = (mmproj.hparams()?, mmproj.id(), mmproj.kernels(self.context)?);
+        let (h, id, computed_by) = (mmproj.hparams()?, mmproj.id(), mmproj.computed_by(self.context)?);
         let (mut keys, mut new) = (Vec::with_capacity(pictures.len()), Vec::new());
         let mut known: HashMap<Key, Option<ImageEmbedding>> = HashMap::new();
         self.open_cache();
         for picture in pictures {
             let picture = image::resize(picture, h.image_size as u32, h.image_size as u32);
-            let key = Key::new(&id, attention(self.context), kernels, &picture);
+            let key = Key::new(&id, attention(self.context), &computed_by, &picture);
             keys.push(key);
             if known.contains_key(&key) {
                 continue;

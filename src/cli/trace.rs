@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use qvl::error::{Error, Result};
+use qvl::ggml::OpCounts;
 use qvl::image;
 use qvl::llama::{Sampler, SamplerSettings};
 use qvl::prompt::{self, Prompt};
@@ -18,7 +19,8 @@ use super::args::TraceArgs;
 use super::asked::Asked;
 use super::pipeline::{self, Mmproj, TracedImage};
 use super::see::TextMemory;
-use super::{STOP, output, read_text, room};
+use super::table::{Side, Table};
+use super::{STOP, output, print, print_json, read_text, room};
 
 /// Most logit rows that are held in memory at once.
 const N_ROWS_AT_ONCE: usize = 256;
@@ -49,44 +51,56 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
         return Err(too_long(n_wanted, settings.n_ctx));
     }
     let pictures = pipeline::load_pictures(&sources, &args.images)?;
-    output::check(&args.output)?;
+    if let Some(path) = &args.output {
+        output::check(path)?;
+    }
     settings.n_outputs = settings.n_batch;
+    let mut vision_ops = None;
     let images = match pictures.is_empty() {
         true => Vec::new(),
         false => {
             let mmproj = Mmproj::open(&args.model, &text)?;
             room::check_vision(&mmproj, &args.context, TextMemory::Later(0))?;
+            if args.ops {
+                vision_ops = Some(mmproj.ops(&args.context)?);
+            }
             mmproj.trace_all(&pictures, &args.context, quiet)?
         }
     };
 
-    let mut file = TensorFile::create(&args.output)?;
-    let ids = prompt.ids_with_slots(text.tokenizer().special_ids().img_pad, h.n_queries);
-    file.declare("input_ids", "I32", &[n_prompt]);
-    images.iter().enumerate().for_each(|(k, image)| declare_image(&mut file, k, image));
-    file.declare("logits", "F32", &[n_prompt, h.n_vocab]);
-    if args.predict > 0 {
-        file.declare("generated_logits", "F32", &[args.predict, h.n_vocab]);
-        file.declare("generated_ids", "I32", &[args.predict]);
+    let mut file = args.output.as_deref().map(TensorFile::create).transpose()?;
+    if let Some(file) = &mut file {
+        let ids = prompt.ids_with_slots(text.tokenizer().special_ids().img_pad, h.n_queries);
+        file.declare("input_ids", "I32", &[n_prompt]);
+        images.iter().enumerate().for_each(|(k, image)| declare_image(file, k, image));
+        file.declare("logits", "F32", &[n_prompt, h.n_vocab]);
+        if args.predict > 0 {
+            file.declare("generated_logits", "F32", &[args.predict, h.n_vocab]);
+            file.declare("generated_ids", "I32", &[args.predict]);
+        }
+        file.write_header()?;
+        file.write_ids(&ids)?;
+        images.iter().try_for_each(|image| write_image(file, image))?;
     }
-    file.write_header()?;
-    file.write_ids(&ids)?;
-    images.iter().try_for_each(|image| write_image(&mut file, image))?;
+    let mut write = |row: &[f32]| file.as_mut().map_or(Ok(()), |file| file.write(row));
 
-    let model = pipeline::load_model(&text, &args.context, None, quiet)?;
+    let model = pipeline::load_model(&text, &args.context, &settings, None, quiet)?;
     let mut session = Session::new(&text, &model, &settings, &STOP)?;
+    if args.ops {
+        session.count_ops();
+    }
     let embeddings: Vec<_> = images.into_iter().map(|image| Seen::new(image.embedding)).collect();
     let mut last = Vec::new();
     session.prefill_all(&prompt, &embeddings, |row| {
         last.clear();
         last.extend_from_slice(row);
-        file.write(row)
+        write(row)
     })?;
     let greedy = SamplerSettings { temp: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, seed: 0 };
     let mut sampler = Sampler::new(greedy, h.n_vocab);
     let mut generated = Vec::new();
     for nth in 0..args.predict {
-        file.write(&last)?;
+        write(&last)?;
         generated.push(TokenId(sampler.sample(&last[..text.tokenizer().n_used()])?));
         if nth + 1 < args.predict {
             session.push(generated[nth])?;
@@ -94,8 +108,32 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
             last.extend_from_slice(session.logits()?);
         }
     }
-    file.write_ids(&generated)?;
-    file.finish()
+    if let Some(mut file) = file {
+        file.write_ids(&generated)?;
+        file.finish()?;
+    }
+    if args.ops { print_ops(vision_ops.as_ref(), &session.take_ops(), args.json) } else { Ok(()) }
+}
+
+/// Which device ran which operation: of the vision tower, with the parts that its graph was cut into, and of the text model.
+fn print_ops(vision: Option<&(OpCounts, usize)>, text: &OpCounts, as_json: bool) -> Result<()> {
+    let parts = [("vision", vision.map(|(ops, _)| ops)), ("text", Some(text))];
+    let rows = parts.into_iter().flat_map(|(part, ops)| {
+        let rows = ops.into_iter().flatten();
+        rows.map(move |((op, device), n)| (part, op, device, n))
+    });
+    let n_splits = vision.map(|(_, n)| n);
+    if as_json {
+        let rows: Vec<_> =
+            rows.map(|(part, op, device, n)| json!({"part": part, "op": op, "device": device, "nodes": n})).collect();
+        return print_json(&json!({"ops": rows, "vision_splits": n_splits}));
+    }
+    let rows = rows.map(|(part, op, device, n)| vec![part.to_owned(), op.clone(), device.clone(), n.to_string()]);
+    let columns = vec![("part", Side::Left), ("operation", Side::Left), ("device", Side::Left), ("nodes", Side::Right)];
+    let table = Table { columns, rows: rows.collect() }.text();
+    let splits = n_splits
+        .map_or_else(String::new, |n| format!("the vision graph runs in {n} part{}\n", if *n == 1 { "" } else { "s" }));
+    print(&(table + &splits))
 }
 
 fn prompt_of_ids(text: &TextFile, path: &Path) -> Result<Prompt> {

@@ -1,74 +1,130 @@
 //! Computing a graph.
 
-use std::ffi::c_void;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Graph, Tensor};
+use super::device::load_backends;
+use super::{Context, Device, DeviceKind, Graph, Tensor};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Something that computes graphs; for now the CPU.
+/// Something that computes graphs: the CPU, or another device with the CPU for what that one cannot.
 pub struct Backend<'a> {
-    pub(super) ptr: NonNull<sys::ggml_backend>,
+    /// In the order in which they are asked; the CPU is the last one, as ggml's scheduler wants it.
+    backends: Vec<NonNull<sys::ggml_backend>>,
+    device: Device,
     stop: PhantomData<&'a AtomicBool>,
 }
+
+/// Widest head that any fused attention of ggml takes.
+const MAX_HEAD: usize = 256;
 
 impl<'a> Backend<'a> {
     /// The CPU with `n_threads` threads; a computation ends early once `stop` is set.
     pub fn cpu(n_threads: usize, stop: &'a AtomicBool) -> Result<Self> {
-        // SAFETY: no arguments; a null result is handled.
-        let ptr = NonNull::new(unsafe { sys::ggml_backend_cpu_init() })
-            .ok_or_else(|| Error::memory("cannot start ggml's CPU backend"))?;
-        // SAFETY: the backend is valid; `stop` outlives it ('a) and the callback only reads it.
-        unsafe {
-            sys::ggml_backend_cpu_set_n_threads(ptr.as_ptr(), n_threads.clamp(1, 512) as i32);
-            let data = std::ptr::from_ref(stop).cast_mut().cast::<c_void>();
-            sys::ggml_backend_cpu_set_abort_callback(ptr.as_ptr(), Some(is_set), data);
-        }
-        Ok(Backend { ptr, stop: PhantomData })
+        Self::on(Device::cpu()?, n_threads, stop)
     }
 
-    /// Bytes that [`allocate`](Self::allocate) would take. Allocates nothing of that size.
-    pub fn measure(&self, graph: &Graph<'_>) -> usize {
-        // SAFETY: backend and graph are valid; null buffer ids mean the one buffer there is, whose size is written to `n`.
-        unsafe {
-            let buft = sys::ggml_backend_get_default_buffer_type(self.ptr.as_ptr());
-            let allocator = sys::ggml_gallocr_new(buft);
-            let mut n = 0;
-            if !allocator.is_null() {
-                let none = std::ptr::null();
-                sys::ggml_gallocr_reserve_n_size(allocator, graph.ptr.as_ptr(), none, none, &raw mut n);
-                sys::ggml_gallocr_free(allocator);
-            }
-            n
+    /// `device`, and the CPU with `n_threads` threads for operations that it lacks. Only the CPU looks at `stop`. Errors: the device
+    /// does not start (kind memory where it has none left).
+    pub fn on(device: Device, n_threads: usize, stop: &'a AtomicBool) -> Result<Self> {
+        let cpu = Device::cpu()?;
+        let mut backend = Backend { backends: Vec::new(), device, stop: PhantomData };
+        if device.kind() != DeviceKind::Cpu {
+            backend.start(device)?;
         }
+        backend.start(cpu)?;
+        let last = backend.backends[backend.backends.len() - 1].as_ptr();
+        type SetThreads = unsafe extern "C" fn(sys::ggml_backend_t, c_int);
+        type SetAbort = unsafe extern "C" fn(sys::ggml_backend_t, sys::ggml_abort_callback, *mut c_void);
+        // SAFETY: the CPU's registration gives functions of these types under these names; the backend is the CPU's. `stop`
+        // outlives it ('a) and the callback only reads it.
+        unsafe {
+            let set_threads = std::mem::transmute::<*mut c_void, SetThreads>(of_cpu(c"ggml_backend_set_n_threads")?);
+            let set_abort = std::mem::transmute::<*mut c_void, SetAbort>(of_cpu(c"ggml_backend_set_abort_callback")?);
+            set_threads(last, n_threads.clamp(1, 512) as i32);
+            set_abort(last, Some(is_set), std::ptr::from_ref(stop).cast_mut().cast());
+        }
+        Ok(backend)
+    }
+
+    fn start(&mut self, device: Device) -> Result<()> {
+        // SAFETY: the device is valid; null parameters are its defaults; a null result is handled.
+        let ptr = NonNull::new(unsafe { sys::ggml_backend_dev_init(device.c(), std::ptr::null()) });
+        self.backends.push(ptr.ok_or_else(|| Error::memory(format!("cannot start the device {}", device.name())))?);
+        Ok(())
+    }
+
+    /// What it computes on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    pub(super) fn is_cpu(&self) -> bool {
+        self.backends.len() == 1
+    }
+
+    /// The first one.
+    pub(super) fn c(&self) -> sys::ggml_backend_t {
+        self.backends[0].as_ptr()
+    }
+
+    /// The least width, from `d` on, for which it has fused attention over heads of `d` values with zeros behind them; `None` if it
+    /// has none.
+    pub fn flash_width(&self, d: usize) -> Option<usize> {
+        if self.is_cpu() {
+            return Some(d);
+        }
+        let widths = (d..=d).chain((d / 8 * 8 + 8..=MAX_HEAD).step_by(8));
+        widths.into_iter().find(|d| self.has_flash(*d).unwrap_or(false))
+    }
+
+    fn has_flash(&self, d: usize) -> Result<bool> {
+        let c = Context::new(8)?;
+        let [q, k, v] = [(); 3].map(|()| c.input(&[d, 64, 2]));
+        let [k, v] = [k, v].map(|t| c.cast(t, crate::quant::GgmlType::F16));
+        let attention = c.flash_attn(q, k, v, 1.0);
+        // SAFETY: backend and tensor are valid; the device only reads types and extents.
+        Ok(unsafe { sys::ggml_backend_supports_op(self.c(), attention.ptr.as_ptr()) })
+    }
+
+    /// Bytes that [`allocate`](Self::allocate) would take, on the device and on the CPU. Allocates nothing of that size.
+    pub fn measure(&self, graph: &Graph<'_>) -> Result<usize> {
+        let scheduler = Scheduler::new(self, graph)?;
+        let mut sizes = vec![0; self.backends.len()];
+        // SAFETY: scheduler and graph are valid; a size is written for each backend.
+        unsafe {
+            sys::ggml_backend_sched_reserve_size(scheduler.ptr.as_ptr(), graph.ptr.as_ptr(), sizes.as_mut_ptr());
+        }
+        Ok(sizes.into_iter().sum())
     }
 
     /// Allocates what `graph` needs between its inputs and outputs. Errors (kind memory): it does not fit.
     pub fn allocate<'c>(&self, graph: Graph<'c>) -> Result<Allocated<'_, 'c>> {
-        // SAFETY: backend and graph are valid; a null or failed allocation is handled.
-        let allocator = unsafe {
-            let buft = sys::ggml_backend_get_default_buffer_type(self.ptr.as_ptr());
-            NonNull::new(sys::ggml_gallocr_new(buft))
-        };
-        let allocator = allocator.ok_or_else(|| Error::memory("cannot allocate a ggml graph allocator"))?;
-        let allocated = Allocated { backend: self.ptr, allocator, graph, lifetime: PhantomData };
-        // SAFETY: allocator and graph are valid and stay together in `allocated`.
-        if !unsafe { sys::ggml_gallocr_alloc_graph(allocator.as_ptr(), allocated.graph.ptr.as_ptr()) } {
+        let scheduler = Scheduler::new(self, &graph)?;
+        // SAFETY: scheduler and graph are valid and stay together.
+        if !unsafe { sys::ggml_backend_sched_alloc_graph(scheduler.ptr.as_ptr(), graph.ptr.as_ptr()) } {
             return Err(Error::memory("cannot allocate the compute buffer"));
         }
-        Ok(allocated)
+        Ok(Allocated { scheduler, graph })
     }
 }
 
 impl Drop for Backend<'_> {
     fn drop(&mut self) {
         // SAFETY: made by us, not used again.
-        unsafe { sys::ggml_backend_free(self.ptr.as_ptr()) }
+        self.backends.iter().for_each(|backend| unsafe { sys::ggml_backend_free(backend.as_ptr()) });
     }
+}
+
+/// A function of the CPU's registration, whose library may have been loaded at run time.
+fn of_cpu(name: &CStr) -> Result<*mut c_void> {
+    load_backends();
+    super::device::function_of(c"CPU", name)
 }
 
 /// ggml's abort callback over an `AtomicBool`; also handed to llama.cpp.
@@ -80,13 +136,41 @@ pub(crate) unsafe extern "C" fn is_set(data: *mut c_void) -> bool {
     unsafe { (*data.cast::<AtomicBool>()).load(Ordering::Relaxed) }
 }
 
+/// ggml's scheduler: cuts a graph where another backend goes on, and copies there what it needs.
+pub(super) struct Scheduler<'b> {
+    pub(super) ptr: NonNull<sys::ggml_backend_sched>,
+    backends: PhantomData<&'b ()>,
+}
+
+impl<'b> Scheduler<'b> {
+    pub(super) fn new(backend: &'b Backend<'_>, graph: &Graph<'_>) -> Result<Self> {
+        let mut backends: Vec<_> = backend.backends.iter().map(|backend| backend.as_ptr()).collect();
+        // SAFETY: the backends outlive the scheduler ('b), and the last one is the CPU. Room for the nodes and for as many leaves: a
+        // graph holds no more of either than its size. Null buffer types are the backends' own.
+        let ptr = unsafe {
+            let (size, n) = (2 * sys::ggml_graph_size(graph.ptr.as_ptr()) as usize, backends.len() as i32);
+            sys::ggml_backend_sched_new(backends.as_mut_ptr(), std::ptr::null_mut(), n, size, false, false)
+        };
+        let ptr = NonNull::new(ptr).ok_or_else(|| Error::memory("cannot make a ggml scheduler"))?;
+        Ok(Scheduler { ptr, backends: PhantomData })
+    }
+}
+
+impl Drop for Scheduler<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by us, not used again.
+        unsafe { sys::ggml_backend_sched_free(self.ptr.as_ptr()) }
+    }
+}
+
 /// A graph with memory for its tensors.
 pub struct Allocated<'b, 'c> {
-    backend: NonNull<sys::ggml_backend>,
-    allocator: NonNull<sys::ggml_gallocr>,
+    pub(super) scheduler: Scheduler<'b>,
     graph: Graph<'c>,
-    lifetime: PhantomData<&'b ()>,
 }
+
+/// How often each operation runs on each backend: (operation, backend) → nodes.
+pub type OpCounts = BTreeMap<(String, String), usize>;
 
 impl Allocated<'_, '_> {
     /// Fills an input of this graph.
@@ -100,8 +184,8 @@ impl Allocated<'_, '_> {
 
     /// Runs the graph. Errors: stopped (kind interrupted), or failed.
     pub fn compute(&mut self) -> Result<()> {
-        // SAFETY: backend and graph are valid, every tensor is allocated.
-        match unsafe { sys::ggml_backend_graph_compute(self.backend.as_ptr(), self.graph.ptr.as_ptr()) } {
+        // SAFETY: scheduler and graph are valid, every tensor is allocated.
+        match unsafe { sys::ggml_backend_sched_graph_compute(self.scheduler.ptr.as_ptr(), self.graph.ptr.as_ptr()) } {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
             sys::GGML_STATUS_ALLOC_FAILED => Err(Error::memory("ggml could not allocate its work buffer")),
@@ -120,11 +204,38 @@ impl Allocated<'_, '_> {
         }
         values
     }
+
+    /// In how many parts it runs: 1 if all of it stays on one backend.
+    pub fn n_splits(&self) -> usize {
+        // SAFETY: the scheduler is valid.
+        unsafe { sys::ggml_backend_sched_get_n_splits(self.scheduler.ptr.as_ptr()) as usize }
+    }
+
+    /// Which backend runs which operation. Views, which compute nothing, are left out.
+    pub fn ops(&self) -> OpCounts {
+        let mut counts = OpCounts::new();
+        // SAFETY: indices below the count; nodes of an allocated graph have a backend, whose name is a terminated string.
+        unsafe {
+            let graph = self.graph.ptr.as_ptr();
+            for i in 0..sys::ggml_graph_n_nodes(graph) {
+                let node = sys::ggml_graph_node(graph, i);
+                let backend = sys::ggml_backend_sched_get_tensor_backend(self.scheduler.ptr.as_ptr(), node);
+                if let Some(op) = op_name(&*node).filter(|_| !backend.is_null()) {
+                    let backend = CStr::from_ptr(sys::ggml_backend_name(backend)).to_string_lossy().into_owned();
+                    *counts.entry((op, backend)).or_default() += 1;
+                }
+            }
+        }
+        counts
+    }
 }
 
-impl Drop for Allocated<'_, '_> {
-    fn drop(&mut self) {
-        // SAFETY: made by us, not used again.
-        unsafe { sys::ggml_gallocr_free(self.allocator.as_ptr()) }
+/// What a node computes; `None` for a view or a leaf.
+pub(crate) fn op_name(node: &sys::ggml_tensor) -> Option<String> {
+    use sys::{GGML_OP_NONE, GGML_OP_PERMUTE, GGML_OP_RESHAPE, GGML_OP_TRANSPOSE, GGML_OP_VIEW};
+    match node.op {
+        GGML_OP_NONE | GGML_OP_PERMUTE | GGML_OP_RESHAPE | GGML_OP_TRANSPOSE | GGML_OP_VIEW => None,
+        // SAFETY: a terminated string for every valid node.
+        _ => Some(unsafe { CStr::from_ptr(sys::ggml_op_desc(node)) }.to_string_lossy().into_owned()),
     }
 }

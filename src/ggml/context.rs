@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Custom, c_type};
+use super::{Backend, Custom, c_type};
 use crate::error::{Error, Result};
 use crate::gguf::TensorInfo;
 use crate::quant::GgmlType;
@@ -90,22 +90,42 @@ impl<'d> Context<'d> {
         self.tensor(ptr)
     }
 
-    /// Tensors over `file`, the mapped bytes of a GGUF file, without copying. Call once a file.
+    /// FileWeights of `file`, the mapped bytes of a GGUF file, for graphs that `backend` computes: where it can, they point into the
+    /// file; else [`FileWeights::load`] copies them to the device. Call once a file.
     ///
     /// Errors (kind model): the data is not aligned as ggml's CPU kernels need it.
-    pub fn bind_file(&self, file: &'d [u8]) -> Result<FileBuffer<'_, 'd>> {
+    pub fn weights<'b>(&self, file: &'d [u8], backend: &'b Backend<'_>) -> Result<FileWeights<'_, 'd, 'b>> {
         const CPU_ALIGNMENT: usize = 32;
         if !file.as_ptr().addr().is_multiple_of(CPU_ALIGNMENT) {
             return Err(Error::other("the mapped file is not aligned to 32 bytes"));
         }
         // SAFETY: `file` outlives `self` ('d). The buffer is only ever read through weight tensors: no operation of
-        // this module writes to a bound tensor, so casting constness away is sound.
-        let buffer = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(file.as_ptr().cast_mut().cast(), file.len()) };
-        if buffer.is_null() {
+        // this module writes to a bound tensor, so casting constness away is sound. A device's buffer over memory of the machine is
+        // asked for only where the device says that it has such, and may be refused.
+        let buffer = unsafe {
+            let data = file.as_ptr().cast_mut().cast();
+            match backend.is_cpu() {
+                true => sys::ggml_backend_cpu_buffer_from_ptr(data, file.len()),
+                false if backend.device().maps_memory() => {
+                    sys::ggml_backend_dev_buffer_from_host_ptr(backend.device().c(), data, file.len(), file.len())
+                }
+                false => ptr::null_mut(),
+            }
+        };
+        if buffer.is_null() && backend.is_cpu() {
             return Err(Error::memory("cannot make a ggml buffer over the mapped file"));
         }
-        self.buffers.borrow_mut().push(buffer);
-        Ok(FileBuffer { context: self, buffer, file })
+        if let Some(buffer) = NonNull::new(buffer) {
+            self.keep(buffer);
+        }
+        Ok(FileWeights { context: self, backend, buffer: NonNull::new(buffer), file, pending: RefCell::default() })
+    }
+
+    /// Frees the buffer of weights with this context.
+    fn keep(&self, buffer: NonNull<sys::ggml_backend_buffer>) {
+        // SAFETY: the buffer is valid. The scheduler computes where weights lie.
+        unsafe { sys::ggml_backend_buffer_set_usage(buffer.as_ptr(), sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
+        self.buffers.borrow_mut().push(buffer.as_ptr());
     }
 
     /// The graph that computes `outputs`, whose data stay readable after it ran.
@@ -209,6 +229,18 @@ impl<'d> Context<'d> {
         self.tensor(unsafe { sys::ggml_reshape_2d(self.c(), a.ptr.as_ptr(), ne0 as i64, ne1 as i64) })
     }
 
+    /// The first `ne0` values of each row of `a`; a view.
+    pub fn view_first<'c>(&'c self, a: Tensor<'c>, ne0: usize) -> Tensor<'c> {
+        let [width, ne1, ne2, ne3] = a.dims();
+        assert!(ne0 <= width, "view of {:?}", a.dims());
+        // SAFETY: the operand belongs to this context and the view lies inside it (asserted).
+        self.tensor(unsafe {
+            let (a, [_, nb1, nb2, nb3]) = (a.ptr.as_ptr(), (*a.ptr.as_ptr()).nb);
+            let [ne0, ne1, ne2, ne3] = [ne0, ne1, ne2, ne3].map(|n| n as i64);
+            sys::ggml_view_4d(self.c(), a, ne0, ne1, ne2, ne3, nb1, nb2, nb3, 0)
+        })
+    }
+
     /// Splits ne0 of `a` `[.., n]` into heads: values `first ..` of each row, seen as `[d, n_head, n]`; a view.
     pub fn view_heads<'c>(&'c self, a: Tensor<'c>, first: usize, d: usize, n_head: usize) -> Tensor<'c> {
         let [ne0, n, ..] = a.dims();
@@ -233,32 +265,62 @@ impl Drop for Context<'_> {
     }
 }
 
-/// A mapped file seen as a ggml buffer.
-pub struct FileBuffer<'c, 'd> {
+/// FileWeights of a mapped file.
+pub struct FileWeights<'c, 'd, 'b> {
     context: &'c Context<'d>,
-    buffer: sys::ggml_backend_buffer_t,
+    backend: &'b Backend<'b>,
+    /// Over the file itself; `None` where weights are copied.
+    buffer: Option<NonNull<sys::ggml_backend_buffer>>,
     file: &'d [u8],
+    /// Tensors that want their bytes.
+    pending: RefCell<Vec<(Tensor<'c>, &'d [u8])>>,
 }
 
-impl<'c> FileBuffer<'c, '_> {
-    /// The tensor that `info`, from this file's own header, describes. Cost: none, it points into the mapped file.
+impl<'c> FileWeights<'c, '_, '_> {
+    /// The tensor that `info`, from this file's own header, describes. Cost: none, it points into the mapped file, or gets its bytes
+    /// in [`load`](Self::load).
     pub fn tensor(&self, info: &TensorInfo) -> Tensor<'c> {
         let ne: Vec<i64> = info.dims.iter().map(|d| *d as i64).collect();
         let bytes = info.bytes(self.file);
         assert!(bytes.as_ptr().addr().is_multiple_of(32), "tensor data aligned to 32 bytes");
         // SAFETY: 1 to 4 extents and a row of whole blocks (a TensorInfo proves both); the data lie inside the
         // buffer, sized as ggml computes it (the sizes of `quant` are ggml's; a test says so).
-        let ptr = unsafe {
+        let tensor = self.context.tensor(unsafe {
             let t = sys::ggml_new_tensor(self.context.c(), c_type(info.ty), ne.len() as i32, ne.as_ptr());
             assert_eq!(sys::ggml_nbytes(t), bytes.len(), "ggml's tensor size");
             // At most 63 bytes, as ggml's own buffer holds; a longer one would be cut, not overrun.
             if let Ok(name) = std::ffi::CString::new(info.name.as_str()) {
                 sys::ggml_set_name(t, name.as_ptr());
             }
-            sys::ggml_backend_tensor_alloc(self.buffer, t, bytes.as_ptr().cast_mut().cast());
+            if let Some(buffer) = self.buffer {
+                sys::ggml_backend_tensor_alloc(buffer.as_ptr(), t, bytes.as_ptr().cast_mut().cast());
+            }
             t
-        };
-        self.context.tensor(ptr)
+        });
+        if self.buffer.is_none() {
+            self.pending.borrow_mut().push((tensor, bytes));
+        }
+        tensor
+    }
+
+    /// Copies to the device what does not point into the file. Errors (kind memory): it does not fit there. Cost: one pass over
+    /// the file and the way to the device; none where weights are mapped.
+    pub fn load(self) -> Result<()> {
+        let pending = self.pending.take();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the context holds these tensors only, unallocated; a null result is handled.
+        let buffer = unsafe { sys::ggml_backend_alloc_ctx_tensors(self.context.c(), self.backend.c()) };
+        let buffer = NonNull::new(buffer).ok_or_else(|| {
+            Error::memory(format!("the weights of the vision tower do not fit on {}", self.backend.device().name()))
+        })?;
+        self.context.keep(buffer);
+        for (tensor, bytes) in pending {
+            // SAFETY: the tensor is allocated and as large as its bytes (asserted when it was made).
+            unsafe { sys::ggml_backend_tensor_set(tensor.ptr.as_ptr(), bytes.as_ptr().cast(), 0, bytes.len()) };
+        }
+        Ok(())
     }
 }
 

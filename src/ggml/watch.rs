@@ -1,12 +1,11 @@
 //! What weights are multiplied with, seen while a graph is computed.
 
 use std::ffi::{CStr, c_void};
-use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
 use super::{Backend, Graph, Tensor};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// The rows that a weight is about to be multiplied with.
 #[derive(Clone, Copy, Debug)]
@@ -69,29 +68,16 @@ impl Backend<'_> {
         output: Tensor<'c>,
         watch: &mut WatchFn,
     ) -> Result<Vec<f32>> {
-        assert_eq!(input.dims().iter().product::<usize>(), values.len(), "values of the input");
         let mut watcher = Watcher { watch, copy: Vec::new() };
-        let scheduler = Scheduler::new(self, &graph)?;
-        // SAFETY: scheduler and graph are valid and live through these calls, as does the watcher that the callback gets; the
-        // tensors are of this graph, allocated by the scheduler, f32 and (asserted) of these sizes.
+        let mut graph = self.allocate(graph)?;
+        graph.set(input, values);
+        // SAFETY: the scheduler is valid; the watcher lives until the graph, which is dropped here, has been computed.
         unsafe {
-            let s = scheduler.0.as_ptr();
-            if !sys::ggml_backend_sched_alloc_graph(s, graph.ptr.as_ptr()) {
-                return Err(Error::memory("cannot allocate the compute buffer"));
-            }
-            sys::ggml_backend_tensor_set(input.ptr.as_ptr(), values.as_ptr().cast(), 0, size_of_val(values));
-            sys::ggml_backend_sched_set_eval_callback(s, Some(at_node), (&raw mut watcher).cast());
-            match sys::ggml_backend_sched_graph_compute(s, graph.ptr.as_ptr()) {
-                sys::GGML_STATUS_SUCCESS => {}
-                sys::GGML_STATUS_ABORTED => return Err(Error::new(ErrorKind::Interrupted, "interrupted")),
-                status => return Err(Error::other(format!("ggml could not compute the graph (status {status})"))),
-            }
-            let t = output.ptr.as_ptr();
-            assert!((*t).type_ == sys::GGML_TYPE_F32 && sys::ggml_is_contiguous(t), "a contiguous f32 output");
-            let mut result = vec![0.0f32; output.dims().iter().product()];
-            sys::ggml_backend_tensor_get(t, result.as_mut_ptr().cast(), 0, size_of_val(&result[..]));
-            Ok(result)
+            let scheduler = graph.scheduler.ptr.as_ptr();
+            sys::ggml_backend_sched_set_eval_callback(scheduler, Some(at_node), (&raw mut watcher).cast());
         }
+        graph.compute()?;
+        Ok(graph.get(output))
     }
 }
 
@@ -116,27 +102,4 @@ unsafe extern "C" fn at_node(node: *mut sys::ggml_tensor, ask: bool, watcher: *m
         show(node, &mut watcher.copy, watcher.watch);
     }
     true
-}
-
-/// ggml's scheduler over one backend, which alone stops at nodes.
-struct Scheduler(NonNull<sys::ggml_backend_sched>);
-
-impl Scheduler {
-    fn new(backend: &Backend<'_>, graph: &Graph<'_>) -> Result<Self> {
-        let mut backends = [backend.ptr.as_ptr()];
-        // SAFETY: the backend outlives the scheduler (both are used within one call of ours) and is the CPU, as the scheduler
-        // wants its last one to be. Room for the nodes and for as many leaves: a graph holds no more of either than its size.
-        let ptr = unsafe {
-            let size = 2 * sys::ggml_graph_size(graph.ptr.as_ptr()) as usize;
-            sys::ggml_backend_sched_new(backends.as_mut_ptr(), std::ptr::null_mut(), 1, size, false, false)
-        };
-        NonNull::new(ptr).map(Scheduler).ok_or_else(|| Error::memory("cannot make a ggml scheduler"))
-    }
-}
-
-impl Drop for Scheduler {
-    fn drop(&mut self) {
-        // SAFETY: made by us, not used again.
-        unsafe { sys::ggml_backend_sched_free(self.0.as_ptr()) }
-    }
 }

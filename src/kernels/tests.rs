@@ -67,8 +67,8 @@ impl File {
         let stop = AtomicBool::new(false);
         let backend = Backend::cpu(n_threads, &stop).unwrap();
         let c = Context::new(64).unwrap();
-        let buffer = c.bind_file(file).unwrap();
-        let tensors: Vec<_> = self.tensors.iter().map(|info| buffer.tensor(info)).collect();
+        let weights = c.weights(file, &backend).unwrap();
+        let tensors: Vec<_> = self.tensors.iter().map(|info| weights.tensor(info)).collect();
         let output = build(&c, &tensors);
         let mut graph = backend.allocate(c.graph(&[output])).unwrap();
         graph.compute().unwrap();

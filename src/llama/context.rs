@@ -10,7 +10,7 @@ use super::rotation::{Hook, NO_ROTATION, RotatedRows, at_node};
 use super::state::{Shape, prove};
 use super::{Model, log};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ggml::{WatchFn, c_type, is_set};
+use crate::ggml::{OpCounts, WatchFn, c_type, is_set};
 use crate::quant::GgmlType;
 
 /// Whether attention is fused.
@@ -179,6 +179,18 @@ impl<'m> Context<'m> {
     pub fn watch(&mut self, watch: Box<WatchFn>) {
         // SAFETY: as in `set_rotation`.
         unsafe { (*self.hook).watch = Some(watch) };
+    }
+
+    /// Counts, in what is decoded from now on, which operation ran on which device; [`take_ops`](Self::take_ops) tells.
+    pub fn count_ops(&mut self) {
+        // SAFETY: as in `set_rotation`.
+        unsafe { (*self.hook).ops = Some(OpCounts::new()) };
+    }
+
+    /// What was counted since [`count_ops`](Self::count_ops).
+    pub fn take_ops(&mut self) -> OpCounts {
+        // SAFETY: as in `set_rotation`.
+        unsafe { (*self.hook).ops.take().unwrap_or_default() }
     }
 
     /// Reads a batch, one pass over the weights each n_ubatch entries. Logits of the wanted entries are readable until the

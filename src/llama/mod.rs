@@ -25,6 +25,7 @@ fn start() {
     static BACKEND: OnceLock<Option<llama_cpp_2::llama_backend::LlamaBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| {
         log::install();
+        crate::ggml::load_backends();
         llama_cpp_2::llama_backend::LlamaBackend::init().ok()
     });
 }

@@ -3,13 +3,14 @@
 use std::ffi::CString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use llama_cpp_sys_2 as sys;
 
 use super::stream::Stream;
 use super::{log, start};
 use crate::error::{Error, Result};
+use crate::ggml::Device;
 
 /// How weights come into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +24,13 @@ pub enum LoadMode {
 }
 
 /// How to load a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelParams {
     /// How weights come into memory.
     pub load: LoadMode,
-    /// Layers on the GPU; negative means all.
-    pub n_gpu_layers: i32,
+    /// Devices, each with the number of layers that it computes, one after the other: the model's last ones, and its output matrix
+    /// as one more. What comes before them is computed on the CPU.
+    pub placed: Vec<(Device, usize)>,
     /// Whether ggml may copy weights into layouts that its CPU kernels prefer.
     pub repack: bool,
 }
@@ -54,7 +56,14 @@ impl Model {
             .map_err(|e| Error::model("the path contains a zero byte").because(e).at(path))?;
         // SAFETY: no arguments.
         let mut c = unsafe { sys::llama_model_default_params() };
-        c.n_gpu_layers = params.n_gpu_layers;
+        // Ends with a null. Without devices the empty list keeps llama.cpp from taking those that it finds.
+        let mut devices: Vec<_> = params.placed.iter().map(|(device, _)| device.c()).chain([ptr::null_mut()]).collect();
+        // SAFETY: no arguments.
+        let mut split = vec![0.0f32; unsafe { sys::llama_max_devices() }.max(params.placed.len())];
+        split.iter_mut().zip(&params.placed).for_each(|(share, (_, n))| *share = *n as f32);
+        c.devices = devices.as_mut_ptr();
+        c.tensor_split = split.as_ptr();
+        c.n_gpu_layers = params.placed.iter().map(|(_, n)| n).sum::<usize>() as i32;
         c.use_extra_bufts = params.repack;
         c.load_mode = match params.load {
             LoadMode::Map => sys::LLAMA_LOAD_MODE_MMAP,
@@ -62,7 +71,8 @@ impl Model {
             LoadMode::Read => sys::LLAMA_LOAD_MODE_NONE,
         };
         log::take_last_error();
-        // SAFETY: the path is a terminated string that lives during the call, the parameters come from llama.cpp.
+        // SAFETY: the path is a terminated string that lives during the call, as do devices and shares; the other parameters come
+        // from llama.cpp.
         let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), c) };
         let ptr = NonNull::new(ptr).ok_or_else(|| {
             Error::model(format!("llama.cpp cannot load the model: {}", log::take_last_error())).at(path)

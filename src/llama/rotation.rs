@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_void};
 use llama_cpp_sys_2 as sys;
 
 use super::stream::Stream;
-use crate::ggml::{WatchFn, is_weight_product, show};
+use crate::ggml::{OpCounts, WatchFn, is_weight_product, op_name, show};
 
 /// Makes ggml's own rotation the identity in f32 (every angle is below 1e-25), without the 0 that means "default".
 ///
@@ -39,6 +39,8 @@ pub(super) struct Hook {
     pub(super) rotate: Box<RotateFn>,
     /// Sees what weights are multiplied with, if anybody asked for that.
     pub(super) watch: Option<Box<WatchFn>>,
+    /// Counts which device runs what, if anybody asked for that.
+    pub(super) ops: Option<OpCounts>,
     /// The model's, which outlives the context.
     pub(super) stream: *const Stream,
     positions: Vec<i32>,
@@ -49,7 +51,15 @@ pub(super) struct Hook {
 
 impl Hook {
     pub(super) fn new(stream: *const Stream, rotate: impl FnMut(RotatedRows<'_>) + 'static) -> Self {
-        Hook { rotate: Box::new(rotate), watch: None, stream, positions: Vec::new(), copy: Vec::new(), n_seen: 0 }
+        Hook {
+            rotate: Box::new(rotate),
+            watch: None,
+            ops: None,
+            stream,
+            positions: Vec::new(),
+            copy: Vec::new(),
+            n_seen: 0,
+        }
     }
 }
 
@@ -61,6 +71,13 @@ impl Hook {
 pub(super) unsafe extern "C" fn at_node(node: *mut sys::ggml_tensor, ask: bool, hook: *mut c_void) -> bool {
     // SAFETY: by this function's contract.
     let node_ref = unsafe { &*node };
+    if ask {
+        // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
+        let hook = unsafe { &mut *hook.cast::<Hook>() };
+        if let Some(ops) = &mut hook.ops {
+            count(node_ref, ops);
+        }
+    }
     if node_ref.op != sys::GGML_OP_ROPE {
         // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
         let Hook { watch, copy, .. } = unsafe { &mut *hook.cast::<Hook>() };
@@ -113,6 +130,20 @@ pub(super) unsafe extern "C" fn at_node(node: *mut sys::ggml_tensor, ask: bool, 
         }
     }
     true
+}
+
+/// Counts a node for the device in whose memory its result lies.
+fn count(node: &sys::ggml_tensor, ops: &mut OpCounts) {
+    let Some(op) = op_name(node).filter(|_| !node.buffer.is_null()) else { return };
+    // SAFETY: nodes that run have a valid buffer, whose type has a name that is a terminated string, and a device or none.
+    let place = unsafe {
+        let ty = sys::ggml_backend_buffer_get_type(node.buffer);
+        match sys::ggml_backend_buft_get_device(ty) {
+            device if device.is_null() => CStr::from_ptr(sys::ggml_backend_buft_name(ty)),
+            device => CStr::from_ptr(sys::ggml_backend_dev_name(device)),
+        }
+    };
+    *ops.entry((op, place.to_string_lossy().into_owned())).or_default() += 1;
 }
 
 /// The layer at the end of a node's name.

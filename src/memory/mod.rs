@@ -2,10 +2,12 @@
 
 mod allocator;
 mod machine;
+mod placement;
 mod plan;
 
 pub use allocator::Allocator;
 pub use machine::{available_bytes, own_bytes, peak_rss_bytes, total_bytes};
+pub use placement::{Placement, Wanted, place};
 pub use plan::{Item, Kind, Phase, Plan};
 
 /// Bytes for people: 1023 B, 1.5 KiB, 4.71 GiB.

@@ -1,5 +1,7 @@
 //! What a run will take, computed before it takes it.
 
+use std::borrow::Cow;
+
 use super::human_bytes;
 
 /// Whether the system can have it back.
@@ -9,13 +11,15 @@ pub enum Kind {
     Mapped,
     /// The process's own.
     Private,
+    /// A device's, not the machine's.
+    Device,
 }
 
 /// One thing that takes memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// What it is, for people and in JSON.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its size in bytes.
     pub bytes: u64,
     /// Whose pages.
@@ -45,14 +49,18 @@ impl Phase {
     }
 
     /// With one thing more.
-    pub fn with(mut self, name: &'static str, bytes: u64, kind: Kind) -> Self {
-        self.items.push(Item { name, bytes, kind });
+    pub fn with(mut self, name: impl Into<Cow<'static, str>>, bytes: u64, kind: Kind) -> Self {
+        self.items.push(Item { name: name.into(), bytes, kind });
         self
     }
 
-    /// Bytes in all.
+    /// Bytes of the machine's memory.
     pub fn bytes(&self) -> u64 {
-        self.items.iter().fold(0, |sum, item| sum.saturating_add(item.bytes))
+        self.of_machine().fold(0, |sum, item| sum.saturating_add(item.bytes))
+    }
+
+    fn of_machine(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(|item| item.kind != Kind::Device)
     }
 
     /// Bytes of one thing.
@@ -62,7 +70,7 @@ impl Phase {
 
     /// `4.40 GiB weights, 1.00 GiB KV cache`: what takes most, largest first.
     pub fn summary(&self) -> String {
-        let mut items: Vec<&Item> = self.items.iter().filter(|item| item.bytes >= self.bytes() / 50).collect();
+        let mut items: Vec<&Item> = self.of_machine().filter(|item| item.bytes >= self.bytes() / 50).collect();
         items.sort_by_key(|item| std::cmp::Reverse(item.bytes));
         let parts = items.iter().map(|item| format!("{} {}", human_bytes(item.bytes), item.name));
         parts.collect::<Vec<_>>().join(", ")
@@ -91,6 +99,7 @@ mod tests {
     fn the_larger_phase_counts() {
         let vision = Phase::new("vision").with("weights", 20, Kind::Mapped).with("compute", 5, Kind::Private);
         let text = Phase::new("text").with("weights", 40, Kind::Mapped).with("KV cache", 8, Kind::Private);
+        let text = text.with("on CUDA0", 1000, Kind::Device);
         assert_eq!(text.bytes_of("KV cache"), 8);
         assert_eq!(text.summary(), "40 B weights, 8 B KV cache");
         let plan = Plan { phases: vec![vision, text] };

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
-use crate::ggml::WatchFn;
+use crate::ggml::{OpCounts, WatchFn};
 use crate::llama::{self, ContextParams, Decoded, Entry, FlashAttention, Model, Output};
 use crate::prompt::Prompt;
 use crate::quant::GgmlType;
@@ -223,6 +223,16 @@ impl<'m> Session<'m> {
             }
         }
         Ok(())
+    }
+
+    /// Counts which operation runs on which device, in what is read from now on.
+    pub fn count_ops(&mut self) {
+        self.context.count_ops();
+    }
+
+    /// What was counted since.
+    pub fn take_ops(&mut self) -> OpCounts {
+        self.context.take_ops()
     }
 
     /// Shows what each weight is multiplied with to `watch`, in what is read from now on.

@@ -49,7 +49,9 @@ impl Prefix {
         let mut hash = Sha256::new();
         hash.update(file.id()?);
         hash.update([u8::from(weights.repack)]);
-        hash.update(weights.n_gpu_layers.to_le_bytes());
+        for (device, n_layers) in &weights.placed {
+            hash.update(format!("{} {n_layers} ", device.name()));
+        }
         for ty in [settings.type_k, settings.type_v] {
             hash.update(format!("{ty} "));
         }

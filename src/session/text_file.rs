@@ -28,6 +28,7 @@ pub struct TextFile {
     parts: Vec<(PathBuf, u64)>,
     repack_bytes: u64,
     layers: Vec<Range<u64>>,
+    output_bytes: u64,
     adapters: Vec<AdapterFile>,
 }
 
@@ -59,6 +60,8 @@ impl TextFile {
             let tokenizer = Tokenizer::new(tokens, gguf.i32s(vocab::TOKEN_TYPE)?, hparams.n_queries)?;
             let layers = (0..hparams.n_layer).map(|il| layer_range(gguf, il)).collect();
             let repack_bytes = gguf.tensors().iter().filter(|t| is_repacked(t)).map(|t| t.n_bytes).sum();
+            let outputs = [text_tensor::OUTPUT, text_tensor::OUTPUT_NORM];
+            let output_bytes = outputs.iter().filter_map(|name| gguf.tensor(name)).map(|t| t.n_bytes).sum();
             Ok(TextFile {
                 path: path.to_owned(),
                 hparams,
@@ -67,6 +70,7 @@ impl TextFile {
                 parts: file.parts(),
                 repack_bytes,
                 layers,
+                output_bytes,
                 adapters: Vec::new(),
             })
         };
@@ -118,6 +122,11 @@ impl TextFile {
     /// Bytes of each layer's weights in the file, or in all of its parts one behind the other.
     pub fn layers(&self) -> &[Range<u64>] {
         &self.layers
+    }
+
+    /// Bytes of the output matrix and of the norm before it.
+    pub fn output_bytes(&self) -> u64 {
+        self.output_bytes
     }
 
     /// Its dimensions and defaults.

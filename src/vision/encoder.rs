@@ -1,7 +1,7 @@
 //! One picture through the whole tower.
 
 use crate::error::{Error, Result};
-use crate::ggml::{Backend, Context, Tensor, WatchFn};
+use crate::ggml::{Backend, Context, OpCounts, Tensor, WatchFn};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::image::PixelValues;
 use crate::kernels::Kernels;
@@ -35,6 +35,14 @@ pub struct ImageEmbedding {
 pub struct Taps {
     /// (name, rows, columns, values): `ln_pre`, `block.0`, the last block, `resampler`.
     pub tensors: Vec<(String, usize, usize, Vec<f32>)>,
+}
+
+/// How the graph computes.
+#[derive(Clone, Copy)]
+pub(super) struct How<'b> {
+    pub attention: Attention,
+    pub kernels: Kernels,
+    pub backend: &'b Backend<'b>,
 }
 
 /// What of the graph is looked at.
@@ -86,88 +94,101 @@ impl<'d> VisionModel<'d> {
         &self.hparams
     }
 
-    /// Encodes one picture on `backend`. Errors: kind memory when the compute buffer does not fit, kind model when the
-    /// result is not finite. Cost: one pass over the vision weights; allocates the compute buffer anew.
-    pub fn encode(&self, backend: &Backend<'_>, pixels: &PixelValues, kind: Attention) -> Result<ImageEmbedding> {
-        self.run(backend, pixels, kind, None)
+    /// Brings the weights to where `backend` computes and hands the tower to `f`. Errors: kind memory when they do not fit there,
+    /// and `f`'s. Cost: nothing on the CPU, which reads them in the mapped file; a copy of the file to another device.
+    pub fn on<T>(&self, backend: &Backend<'_>, f: impl FnOnce(&Tower<'_>) -> Result<T>) -> Result<T> {
+        let c = self.context()?;
+        let weights = self.weights.load(&c, self.file, backend)?;
+        f(&Tower { model: self, backend, weights })
+    }
+
+    /// Memory for a description of the graph, or of the weights.
+    fn context(&self) -> Result<Context<'d>> {
+        // A layer has 12 weights and takes fewer than 48 operations.
+        Context::new(64 * (self.hparams.n_layer + 2))
+    }
+}
+
+/// A vision tower with its weights where graphs run.
+pub struct Tower<'t> {
+    model: &'t VisionModel<'t>,
+    backend: &'t Backend<'t>,
+    weights: Weights<Tensor<'t>>,
+}
+
+impl Tower<'_> {
+    /// Its dimensions.
+    pub fn hparams(&self) -> &VisionHparams {
+        &self.model.hparams
+    }
+
+    /// Encodes one picture. Errors: kind memory when the compute buffer does not fit, kind model when the result is not finite.
+    /// Cost: one pass over the vision weights; allocates the compute buffer anew.
+    pub fn encode(&self, pixels: &PixelValues, kind: Attention) -> Result<ImageEmbedding> {
+        self.run(pixels, kind, None)
     }
 
     /// As [`encode`](Self::encode), keeping values from inside.
-    pub fn trace(
-        &self,
-        backend: &Backend<'_>,
-        pixels: &PixelValues,
-        kind: Attention,
-    ) -> Result<(ImageEmbedding, Taps)> {
+    pub fn trace(&self, pixels: &PixelValues, kind: Attention) -> Result<(ImageEmbedding, Taps)> {
         let mut taps = Taps::default();
-        let embedding = self.run(backend, pixels, kind, Some(&mut taps))?;
+        let embedding = self.run(pixels, kind, Some(&mut taps))?;
         Ok((embedding, taps))
     }
 
     /// As [`encode`](Self::encode), showing what each weight is multiplied with to `watch`. The patch embedding, which is never
     /// quantised, is not among them.
-    pub fn watch(
-        &self,
-        backend: &Backend<'_>,
-        pixels: &PixelValues,
-        kind: Attention,
-        watch: &mut WatchFn,
-    ) -> Result<ImageEmbedding> {
-        let c = self.context()?;
+    pub fn watch(&self, pixels: &PixelValues, kind: Attention, watch: &mut WatchFn) -> Result<ImageEmbedding> {
+        let c = self.model.context()?;
         // What is watched are ggml's products.
-        let Nodes { patches, output, .. } = self.build(&c, kind, Kernels::Ggml)?;
-        let values = to_patches(pixels, self.hparams.patch_size);
-        self.embedding(backend.compute_watched(c.graph(&[output]), (patches, &values), output, watch)?)
+        let Nodes { patches, output, .. } = self.build(&c, kind, Kernels::Ggml);
+        let values = to_patches(pixels, self.hparams().patch_size);
+        self.embedding(self.backend.compute_watched(c.graph(&[output]), (patches, &values), output, watch)?)
     }
 
-    /// Bytes of the compute buffer that [`encode`](Self::encode) allocates. Touches no weight.
-    pub fn compute_bytes(&self, backend: &Backend<'_>, kind: Attention) -> Result<u64> {
-        let c = self.context()?;
-        let nodes = self.build(&c, kind, self.kernels)?;
-        Ok(backend.measure(&c.graph(&[nodes.output])) as u64)
+    /// Bytes of the compute buffer that [`encode`](Self::encode) allocates. Computes nothing.
+    pub fn compute_bytes(&self, kind: Attention) -> Result<u64> {
+        let c = self.model.context()?;
+        let nodes = self.build(&c, kind, self.model.kernels);
+        Ok(self.backend.measure(&c.graph(&[nodes.output]))? as u64)
     }
 
-    /// Memory for the graph's description.
-    fn context(&self) -> Result<Context<'d>> {
-        // A layer has 12 weights and takes fewer than 40 operations.
-        Context::new(64 * (self.hparams.n_layer + 2))
+    /// Which backend runs which operation of [`encode`](Self::encode), and in how many parts the graph is cut: one if all of it
+    /// stays on one device. Allocates the compute buffer, computes nothing.
+    pub fn ops(&self, kind: Attention) -> Result<(OpCounts, usize)> {
+        let c = self.model.context()?;
+        let nodes = self.build(&c, kind, self.model.kernels);
+        let graph = self.backend.allocate(c.graph(&[nodes.output]))?;
+        Ok((graph.ops(), graph.n_splits()))
     }
 
-    /// The graph, weights bound to the file.
-    fn build<'c>(&self, c: &'c Context<'d>, kind: Attention, how: Kernels) -> Result<Nodes<'c>> {
-        let h = &self.hparams;
-        let w = self.weights.bind(c, self.file)?;
+    /// The graph over the weights.
+    fn build<'c>(&'c self, c: &'c Context<'_>, kind: Attention, kernels: Kernels) -> Nodes<'c> {
+        let (h, w) = (self.hparams(), &self.weights);
+        let how = How { attention: kind, kernels, backend: self.backend };
         let patches = c.input(&[3 * h.patch_size * h.patch_size, h.n_patches]);
-        let mut x = vit::embed(c, h, &w, patches);
+        let mut x = vit::embed(c, h, w, patches);
         let mut named: Vec<(String, Tensor<'c>)> = vec![("ln_pre".into(), x)];
         for (il, layer) in w.layers.iter().enumerate() {
-            x = vit::layer(c, h, layer, x, kind, how);
+            x = vit::layer(c, h, layer, x, how);
             if il == 0 || il + 1 == h.n_layer {
                 named.push((format!("block.{il}"), x));
             }
         }
-        let x = resampler::cross_attention(c, h, &w, x, kind, how);
+        let x = resampler::cross_attention(c, h, w, x, how);
         named.push(("resampler".into(), x));
-        let output = resampler::project(c, h, &w, x, how);
-        Ok(Nodes { patches, named, output })
+        let output = resampler::project(c, h, w, x, how);
+        Nodes { patches, named, output }
     }
 
-    fn run(
-        &self,
-        backend: &Backend<'_>,
-        pixels: &PixelValues,
-        kind: Attention,
-        taps: Option<&mut Taps>,
-    ) -> Result<ImageEmbedding> {
-        let h = &self.hparams;
-        let c = self.context()?;
-        let Nodes { patches, named, output } = self.build(&c, kind, self.kernels)?;
+    fn run(&self, pixels: &PixelValues, kind: Attention, taps: Option<&mut Taps>) -> Result<ImageEmbedding> {
+        let c = self.model.context()?;
+        let Nodes { patches, named, output } = self.build(&c, kind, self.model.kernels);
         let mut outputs = vec![output];
         if taps.is_some() {
             outputs.extend(named.iter().map(|(_, t)| *t));
         }
-        let mut graph = backend.allocate(c.graph(&outputs))?;
-        graph.set(patches, &to_patches(pixels, h.patch_size));
+        let mut graph = self.backend.allocate(c.graph(&outputs))?;
+        graph.set(patches, &to_patches(pixels, self.hparams().patch_size));
         graph.compute()?;
         if let Some(taps) = taps {
             let values = |(name, t): (String, Tensor<'_>)| (name, t.dims()[1], t.dims()[0], graph.get(t));
@@ -184,7 +205,8 @@ impl<'d> VisionModel<'d> {
                  (see qvl inspect --verify)",
             ));
         }
-        Ok(ImageEmbedding { n_queries: self.hparams.n_queries, d_out: self.hparams.d_out, data })
+        let h = self.hparams();
+        Ok(ImageEmbedding { n_queries: h.n_queries, d_out: h.d_out, data })
     }
 }
 

@@ -8,5 +8,5 @@ mod resampler;
 mod vit;
 mod weights;
 
-pub use encoder::{Attention, ImageEmbedding, Taps, VisionModel};
+pub use encoder::{Attention, ImageEmbedding, Taps, Tower, VisionModel};
 pub use hparams::VisionHparams;

@@ -2,12 +2,12 @@
 //! token and final norm.
 
 use crate::ggml::{Context, Tensor};
-use crate::kernels::Kernels;
 
+use super::VisionHparams;
 use super::attention::attention;
+use super::encoder::How;
 use super::linear::{Product, layer_norm};
 use super::weights::{Layer, Weights};
-use super::{Attention, VisionHparams};
 
 /// What comes before the layers: `patches` `[3·patch², n_patches]` to `[n_embd, n_patches]`.
 pub(super) fn embed<'c>(
@@ -27,13 +27,12 @@ pub(super) fn layer<'c>(
     h: &VisionHparams,
     w: &Layer<Tensor<'c>>,
     x: Tensor<'c>,
-    kind: Attention,
-    how: Kernels,
+    how: How<'_>,
 ) -> Tensor<'c> {
     let d_head = h.n_embd / h.n_head;
-    let qkv = Product::linear(w.qkv).after_norm(w.ln1, h.eps).with(c, how, x);
+    let qkv = Product::linear(w.qkv).after_norm(w.ln1, h.eps).with(c, how.kernels, x);
     let [q, k, v] = [0, 1, 2].map(|part| c.view_heads(qkv, part * h.n_embd, d_head, h.n_head));
-    let x = Product::linear(w.out).plus(x).with(c, how, attention(c, kind, how, q, k, v));
-    let up = Product::linear(w.up).after_norm(w.ln2, h.eps).gelu().with(c, how, x);
-    Product::linear(w.down).plus(x).with(c, how, up)
+    let x = Product::linear(w.out).plus(x).with(c, how.kernels, attention(c, how, q, k, v));
+    let up = Product::linear(w.up).after_norm(w.ln2, h.eps).gelu().with(c, how.kernels, x);
+    Product::linear(w.down).plus(x).with(c, how.kernels, up)
 }

@@ -1,7 +1,7 @@
 //! Binds tensor names and checks every shape once; no code after this checks one.
 
 use crate::error::{Error, Result};
-use crate::ggml::{Context, Tensor};
+use crate::ggml::{Backend, Context, Tensor};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::names::vision_tensor as name;
 use crate::quant::GgmlType;
@@ -84,10 +84,16 @@ impl Weights<TensorInfo> {
         Ok(weights)
     }
 
-    /// The same weights as tensors of `context`, pointing into the mapped `file`.
-    pub fn bind<'c, 'd>(&self, context: &'c Context<'d>, file: &'d [u8]) -> Result<Weights<Tensor<'c>>> {
-        let buffer = context.bind_file(file)?;
-        let t = |info: &TensorInfo| buffer.tensor(info);
+    /// The same weights as tensors of `context`, which holds nothing else, for graphs on `backend`: pointing into the mapped
+    /// `file`, or copied to the device. Errors: kind memory, they do not fit there.
+    pub fn load<'c, 'd>(
+        &self,
+        context: &'c Context<'d>,
+        file: &'d [u8],
+        backend: &Backend<'_>,
+    ) -> Result<Weights<Tensor<'c>>> {
+        let weights = context.weights(file, backend)?;
+        let t = |info: &TensorInfo| weights.tensor(info);
         let two = |pair: &[TensorInfo; 2]| [t(&pair[0]), t(&pair[1])];
         let layer = |l: &Layer<TensorInfo>| Layer {
             ln1: two(&l.ln1),
@@ -97,7 +103,7 @@ impl Weights<TensorInfo> {
             up: two(&l.up),
             down: two(&l.down),
         };
-        Ok(Weights {
+        let tensors = Weights {
             patch_embd: t(&self.patch_embd),
             position_embd: t(&self.position_embd),
             pre_ln: two(&self.pre_ln),
@@ -111,7 +117,9 @@ impl Weights<TensorInfo> {
             out: two(&self.out),
             ln_post: two(&self.ln_post),
             proj: t(&self.proj),
-        })
+        };
+        weights.load()?;
+        Ok(tensors)
     }
 }
 

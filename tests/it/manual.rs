@@ -29,7 +29,7 @@ fn doctor_describes_the_machine() {
     assert!(json["cores"]["physical"].as_u64() > Some(0));
     let memory = |key: &str| json["memory"][key].as_u64();
     assert!(memory("available_bytes") <= memory("total_bytes"));
-    assert!(json["devices"].as_array().unwrap().iter().any(|d| d == "cpu"));
+    assert!(json["devices"].as_array().unwrap().iter().any(|d| d["name"] == "cpu" && d["kind"] == "cpu"));
     let simd = json["simd"].as_array().unwrap();
     assert!(simd.iter().all(|f| f["cpu"].is_boolean() && f["build"].is_boolean()), "{simd:?}");
     // A warning exactly when the CPU has something that the build leaves unused.

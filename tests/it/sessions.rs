@@ -21,7 +21,7 @@ const TOLERANCE: f32 = 2e-4;
 
 fn open() -> (TextFile, Model) {
     let file = TextFile::open(&random().text).unwrap();
-    let model = file.load(ModelParams { load: LoadMode::Map, n_gpu_layers: 0, repack: false }).unwrap();
+    let model = file.load(ModelParams { load: LoadMode::Map, placed: Vec::new(), repack: false }).unwrap();
     (file, model)
 }
 

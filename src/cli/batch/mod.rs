@@ -45,7 +45,10 @@ pub fn run(args: &BatchArgs, quiet: bool) -> Result<()> {
         n_before: 0,
     };
     let mut worker = Worker::new(args, &text, quiet)?;
-    let model = pipeline::load_model(&text, &args.context, None, quiet)?;
+    // How long the questions are shows later: devices keep room for the longest.
+    let longest = (text.hparams().context_length, 0);
+    let settings = pipeline::wanted_settings(&text, &args.context, longest, work::N_BATCH)?;
+    let model = pipeline::load_model(&text, &args.context, &settings, None, quiet)?;
     let worked = worker.run(&model, &mut items, &mut report).and_then(|()| report.journal.sync());
     report.bar.finish_and_clear();
     if !quiet {

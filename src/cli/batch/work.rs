@@ -293,4 +293,4 @@ impl<'a> Worker<'a> {
 }
 
 /// Positions read together at most: a picture and its question. More would only delay answers that are being written.
-const N_BATCH: usize = 512;
+pub const N_BATCH: usize = 512;

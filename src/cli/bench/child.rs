@@ -211,7 +211,7 @@ fn on_text(args: &BenchArgs, text: &TextFile, case: Case, log: &mut Log) -> Resu
     let (n_read, n_written) = case.positions();
     let settings = pipeline::session_settings(text, &args.context, (n_read, n_written), n_read)?;
     let settings = if matches!(case, Case::Copy { .. }) { settings.with_draft(Draft::Auto) } else { settings };
-    let model = pipeline::load_model(text, &args.context, None, true)?;
+    let model = pipeline::load_model(text, &args.context, &settings, None, true)?;
     let mut session = Session::new(text, &model, &settings, &STOP)?;
     match case {
         Case::Question { .. } => {}

@@ -70,7 +70,7 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
     chat.eyes.memory = TextMemory::Later(text_bytes);
     chat.show(sources)?;
     let Fitted { settings, n_kept, .. } = answer::first_settings(&text, &args.context, n_first(&chat)?, draft, quiet)?;
-    let model = pipeline::load_model(&text, &args.context, n_kept, quiet)?;
+    let model = pipeline::load_model(&text, &args.context, &settings, n_kept, quiet)?;
     chat.eyes.memory = TextMemory::Now(text.n_bytes() + text.adapter_bytes());
     let mut voice = Voice::new(&text, &model, &args.context, &settings, draft, quiet)?;
     if let Some(snapshot) = &snapshot {

@@ -54,7 +54,7 @@ pub fn run(
     let mut settings = pipeline::wanted_settings(text, &args.context, (longest, 0), N_BATCH.min(longest))?;
     settings.n_outputs = N_OUTPUTS.min(settings.n_batch);
     room::check(text, &args.context, &settings)?;
-    let weights = pipeline::load_model(text, &args.context, None, quiet)?;
+    let weights = pipeline::load_model(text, &args.context, &settings, None, quiet)?;
     let mut session = Session::new(text, &weights, &settings, &STOP)?;
     let bar = progress(examples.len() as u64, quiet);
     let (mut n_looked, mut n_done) = (0, 0);
