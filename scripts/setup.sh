@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs beside Rust and git: cmake, a C++ compiler, libclang (for the bindings of llama.cpp).
-# Does nothing where they are there. Debian and its relatives are handled; elsewhere it says what is missing.
+# Does nothing where they are there. Its arguments are further packages to install. Debian and its relatives are handled;
+# elsewhere it says what is missing.
 set -euo pipefail
 
 has_libclang() {
@@ -12,7 +13,7 @@ has_libclang() {
     ! command -v apt-get >/dev/null && ldconfig -p 2>/dev/null | grep -q 'libclang[-0-9.]*\.so'
 }
 
-missing=()
+missing=("$@")
 command -v cmake >/dev/null || missing+=(cmake)
 command -v c++ >/dev/null || missing+=(g++)
 command -v make >/dev/null || missing+=(make)

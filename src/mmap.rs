@@ -130,6 +130,7 @@ impl MappedFiles {
         Ok(mapped)
     }
 
+    /// Not here. Errors (kind model).
     #[cfg(not(unix))]
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         Err(Error::model("a model in several files can be opened on Unix only; merge it with llama.cpp's gguf-split")

@@ -261,12 +261,14 @@ fn wrong_flags_are_found_before_anything_is_loaded() {
     say(&mut chat(&base("qvl-random", "f32", "f32")), &["One?"]).fails(2, "ask --raw");
 }
 
-/// A chat that is still open.
+/// A chat that is still open. What only some systems' tests use is there on all.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 struct Open {
     child: Child,
     err: BufReader<std::process::ChildStderr>,
 }
 
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 impl Open {
     fn new(command: &mut Command) -> Open {
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
