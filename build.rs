@@ -1,5 +1,5 @@
-//! Lets ggml call our kernels for rows of weights (`src/kernels/row.rs`), where it is compiled for what they need. Examples
-//! keep ggml's: `llama-speed` is what ours is held against.
+//! Lets ggml call our kernels for rows of weights (`src/kernels/row.rs`), where it is compiled for what they need and part of
+//! the program. Examples keep ggml's: `llama-speed` is what ours is held against.
 
 /// Their C names.
 const KERNELS: [&str; 5] = [
@@ -14,6 +14,13 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-check-cfg=cfg(row_kernels)");
     let var = |name: &str| std::env::var(format!("CARGO_CFG_{name}")).unwrap_or_default();
+    if std::env::var_os("CARGO_FEATURE_DYNAMIC_BACKENDS").is_some() {
+        // ggml's kernels are in libraries then, chosen at run time, which lie where `scripts/package.sh` puts them.
+        if var("TARGET_OS") == "linux" {
+            println!("cargo::rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib/qvl");
+        }
+        return;
+    }
     let features = var("TARGET_FEATURE");
     let has = |feature: &str| features.split(',').any(|f| f == feature);
     // The option is of GNU's linker and those that follow it.

@@ -645,10 +645,10 @@ pub struct ContextArgs {
     #[arg(long, env = "QVL_DEVICE", value_name = "NAME,..", default_value = "auto", value_delimiter = ',')]
     pub device: Vec<String>,
     /// Device that looks at pictures (auto: the first that has layers, but no worker; else the CPU)
-    #[arg(long, value_name = "NAME", default_value = "auto")]
+    #[arg(long, env = "QVL_VISION_DEVICE", value_name = "NAME", default_value = "auto")]
     pub vision_device: String,
     /// Machines that run qvl worker, as devices for layers; only where every machine is trusted
-    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',')]
+    #[arg(long, env = "QVL_RPC", value_name = "HOST:PORT,..", value_delimiter = ',')]
     pub rpc: Vec<String>,
     /// Copy text weights into layouts that ggml's CPU kernels prefer: more memory, faster or slower by CPU (auto: never on
     /// x86-64, whose kernels read prompts faster without; elsewhere where there is room)

@@ -34,9 +34,17 @@ unsafe extern "C" fn assertion_failed(message: *const c_char) {
     // SAFETY: ggml passes a terminated string that lives during the call.
     let message = unsafe { CStr::from_ptr(message) }.to_bytes();
     // The assertion that fails for lack of memory: ggml's own contexts.
+    const RPC: &[u8] = b"ggml-rpc.cpp";
     const NO_BUFFER: &[u8] = b"mem_buffer != NULL";
     if message.windows(NO_BUFFER.len()).any(|part| part == NO_BUFFER) {
         no_memory();
+    }
+    // What ggml says of another machine, which it cannot do without: no bug of this program.
+    if message.windows(RPC.len()).any(|part| part == RPC) {
+        end(
+            &[b"error: a machine of --rpc has gone away, or what listens there is no qvl worker of this version\n"],
+            ErrorKind::Other,
+        );
     }
     // Where it stands is of use, the path on the machine that built it is not.
     let place = message.rsplit(|byte| *byte == b'/').next().unwrap_or(message);
@@ -97,6 +105,10 @@ mod tests {
                 sys::ggml_abort(c"/home/x/ops.cpp".as_ptr(), 7, c"GGML_ASSERT(a == b) failed".as_ptr())
             },
             // SAFETY: as above.
+            "worker" => unsafe {
+                sys::ggml_abort(c"x/ggml-rpc.cpp".as_ptr(), 7, c"Remote RPC server crashed".as_ptr())
+            },
+            // SAFETY: as above.
             "memory" => unsafe { sys::ggml_abort(c"ggml.c".as_ptr(), 7, c"ctx->mem_buffer != NULL".as_ptr()) },
             _ => std::process::abort(),
         }
@@ -115,6 +127,8 @@ mod tests {
         check("ggml", 1, bug);
         let memory = "error: out of memory; take a smaller context (-c), caches of 8 bits (-ctk q8_0 -ctv q8_0) or smaller weights";
         check("memory", 5, memory);
+        let worker = "error: a machine of --rpc has gone away, or what listens there is no qvl worker of this version";
+        check("worker", 1, worker);
         check("abort", 1, "error: this is a bug, please report it: a library stopped the program");
     }
 }

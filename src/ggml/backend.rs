@@ -169,7 +169,7 @@ pub struct Allocated<'b, 'c> {
     graph: Graph<'c>,
 }
 
-/// How often each operation runs on each backend: (operation, backend) → nodes.
+/// How often each operation runs on each device: (operation, device) → nodes.
 pub type OpCounts = BTreeMap<(String, String), usize>;
 
 impl Allocated<'_, '_> {
@@ -211,18 +211,19 @@ impl Allocated<'_, '_> {
         unsafe { sys::ggml_backend_sched_get_n_splits(self.scheduler.ptr.as_ptr()) as usize }
     }
 
-    /// Which backend runs which operation. Views, which compute nothing, are left out.
+    /// Which device runs which operation. Views, which compute nothing, are left out.
     pub fn ops(&self) -> OpCounts {
         let mut counts = OpCounts::new();
-        // SAFETY: indices below the count; nodes of an allocated graph have a backend, whose name is a terminated string.
+        // SAFETY: indices below the count; nodes of an allocated graph have a backend, and that a device
+        // whose name is a terminated string.
         unsafe {
             let graph = self.graph.ptr.as_ptr();
             for i in 0..sys::ggml_graph_n_nodes(graph) {
                 let node = sys::ggml_graph_node(graph, i);
                 let backend = sys::ggml_backend_sched_get_tensor_backend(self.scheduler.ptr.as_ptr(), node);
                 if let Some(op) = op_name(&*node).filter(|_| !backend.is_null()) {
-                    let backend = CStr::from_ptr(sys::ggml_backend_name(backend)).to_string_lossy().into_owned();
-                    *counts.entry((op, backend)).or_default() += 1;
+                    let device = CStr::from_ptr(sys::ggml_backend_dev_name(sys::ggml_backend_get_device(backend)));
+                    *counts.entry((op, device.to_string_lossy().into_owned())).or_default() += 1;
                 }
             }
         }

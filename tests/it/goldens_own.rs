@@ -53,11 +53,19 @@ fn ids(list: &Value) -> Vec<i32> {
 
 /// Traces a case of `models/qvl-random`.
 fn check(name: &str, way: Way) {
-    check_of(&Goldens::random(), name, way);
+    check_of(&Goldens::random(), name, way, &[]);
+}
+
+/// Traces every case of `models/qvl-random` with these flags.
+pub fn check_all(flags: &[&str]) {
+    let goldens = Goldens::random();
+    for case in goldens.cases()["cases"].as_array().unwrap() {
+        check_of(&goldens, case["name"].as_str().unwrap(), Way::Ids, flags);
+    }
 }
 
 /// Traces a case and compares everything that both sides have.
-fn check_of(goldens: &Goldens, name: &str, way: Way) {
+fn check_of(goldens: &Goldens, name: &str, way: Way, flags: &[&str]) {
     let all = goldens.cases();
     let case = all["cases"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
     let pictures: Vec<&str> = case["pictures"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
@@ -70,7 +78,12 @@ fn check_of(goldens: &Goldens, name: &str, way: Way) {
     std::fs::write(&ids_path, case["ids"].to_string()).unwrap();
     let mut command = qvl();
     command.current_dir(repository(all["pictures"].as_str().unwrap()));
-    command.args(["trace", "-n", &generated.len().to_string()]).args(EXACT).arg("-m").arg(&goldens.model.text);
+    command
+        .args(["trace", "-n", &generated.len().to_string()])
+        .args(EXACT)
+        .args(flags)
+        .arg("-m")
+        .arg(&goldens.model.text);
     let beside = pictures.iter().flat_map(|picture| ["-i", picture]);
     match (way, is_raw) {
         (Way::Ids, _) => {
@@ -227,8 +240,8 @@ fn the_demo_model() {
     let goldens = Goldens::tiny();
     for case in goldens.cases()["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
-        check_of(&goldens, name, Way::Ids);
-        check_of(&goldens, name, Way::Text);
+        check_of(&goldens, name, Way::Ids, &[]);
+        check_of(&goldens, name, Way::Text, &[]);
     }
 }
 

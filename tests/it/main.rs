@@ -161,6 +161,10 @@ mod detect;
 /// Parts of pictures in questions: `--region`, `/region`, and a batch's `region`.
 mod regions;
 
+/// Layers and pictures on other devices: workers on this machine, and what the build has.
+#[cfg(feature = "rpc")]
+mod devices;
+
 /// `qvl bench`: numbers that can be true, and two results held against each other.
 mod bench;
 

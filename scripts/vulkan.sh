@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The whole model on Mesa's software device (lavapipe), where there is no GPU: goldens' distances and the demo model's held-out
+# questions. Half an hour on two cores, most of it to build ggml's shaders.
+#
+# Needs Vulkan's headers from 1.3.27x on (Debian 13 has them, Debian 12 has not), glslc, SPIR-V's headers and Mesa's Vulkan drivers;
+# installs them on Debian and its relatives.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+if command -v apt-get >/dev/null; then
+    sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        libvulkan-dev glslc spirv-headers mesa-vulkan-drivers >&2
+fi
+# ggml passes over devices that are CPUs unless they are named.
+export GGML_VK_VISIBLE_DEVICES=0 CARGO_TARGET_DIR=target/vulkan
+cargo test --release --features vulkan --test it -- devices::
+# Every answer of the held-out set with all layers and the picture there.
+QVL_DEVICE=vulkan0 QVL_VISION_DEVICE=vulkan0 cargo test --release --features vulkan --test it -- sees:: --nocapture

@@ -1,0 +1,197 @@
+//! Devices: two workers on this machine stand for others; builds with a GPU's backend check that one as well.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::goldens_own;
+use crate::models::{Model, tiny};
+use crate::programs::{Ran, qvl, repository, run};
+use crate::tensors::{relative_l2, traced};
+
+const QUESTION: &str = "What is in this picture?";
+
+/// A `qvl worker` that ends with the test.
+struct Worker {
+    child: Child,
+    address: String,
+}
+
+impl Worker {
+    fn start() -> Self {
+        // A port that is free now; nobody else asks for that very one.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = qvl();
+        command.args(["worker", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = format!("127.0.0.1:{port}");
+        assert!(line.starts_with("serving CPU at ") && line.contains(&address), "{line:?}");
+        // It says so just before it listens.
+        while std::net::TcpStream::connect(&address).is_err() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Worker { child, address }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two workers, and the flag that names them.
+fn two() -> ([Worker; 2], String) {
+    let workers = [Worker::start(), Worker::start()];
+    let addresses = workers.each_ref().map(|worker| worker.address.clone()).join(",");
+    (workers, addresses)
+}
+
+fn picture() -> std::path::PathBuf {
+    repository("tests/data/pictures/shapes.png")
+}
+
+/// A command over a model and a picture.
+fn over(model: &Model, subcommand: &str) -> Command {
+    let mut command = qvl();
+    command.args([subcommand, "-m"]).arg(&model.text).arg("--mmproj").arg(&model.mmproj);
+    command
+}
+
+/// What `trace --ops --json` says: the vision graph's parts, and the devices that have nodes of a part.
+fn ops(command: &mut Command) -> (u64, impl Fn(&str) -> Vec<String> + use<>) {
+    let ops = run(command.args(["--ops", "--json", QUESTION])).json();
+    let splits = ops["vision_splits"].as_u64().unwrap();
+    let devices = move |part: &str| {
+        let of_part = ops["ops"].as_array().unwrap().iter().filter(|op| op["part"] == part);
+        let mut devices: Vec<_> = of_part.map(|op| op["device"].as_str().unwrap().to_owned()).collect();
+        devices.sort();
+        devices.dedup();
+        devices
+    };
+    (splits, devices)
+}
+
+#[test]
+fn the_goldens_over_two_workers() {
+    let (_workers, addresses) = two();
+    goldens_own::check_all(&["--rpc", &addresses, "--vision-device", "rpc0"]);
+}
+
+#[test]
+fn layers_are_split_and_the_picture_stays_where_it_is_told() {
+    let (_workers, addresses) = two();
+    let model = tiny("f16", "q8_0");
+    let mut command = over(&model, "trace");
+    let (splits, devices) = ops(command.args(["--rpc", &addresses]).arg("-i").arg(picture()));
+    assert_eq!((splits, devices("vision"), devices("text")), (1, vec!["CPU".into()], names(&["CPU", "RPC0", "RPC1"])));
+    let mut command = over(&model, "trace");
+    let (splits, devices) =
+        ops(command.args(["--rpc", &addresses, "--vision-device", "RPC1", "-ngl", "2"]).arg("-i").arg(picture()));
+    assert_eq!((splits, devices("vision")), (1, vec!["RPC1".into()]), "no operation is left to the CPU");
+    assert_eq!(devices("text"), names(&["CPU", "RPC0", "RPC1"]));
+    let plan = run(over(&model, "plan").args(["--rpc", &addresses, "-ngl", "3", "--json"])).json();
+    let n_layers = |nth: usize| plan["layers_placed"][nth]["layers"].as_u64().unwrap();
+    assert_eq!(n_layers(0) + n_layers(1), 3, "{plan}");
+    let items = plan["phases"][1]["items"].as_array().unwrap();
+    let on = items.iter().filter(|item| item["name"].as_str().unwrap().starts_with("on RPC") && item["device"] == true);
+    assert_eq!(on.count(), 2, "{plan}");
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Whatever else this build can compute on gives what the CPU gives, within what half precision costs; and nothing of the tower
+/// falls back to the CPU.
+#[test]
+fn every_device_is_near_the_cpu() {
+    let worker = Worker::start();
+    let doctor = run(qvl().args(["doctor", "--json"])).json();
+    let is_offload = |device: &&Value| device["kind"] == "gpu" || device["kind"] == "integrated";
+    let found = doctor["devices"].as_array().unwrap().iter().filter(is_offload);
+    let found = found.map(|device| vec!["--device".to_owned(), device["name"].as_str().unwrap().to_owned()]);
+    let all: Vec<_> = found.chain([vec!["--rpc".to_owned(), worker.address.clone()]]).collect();
+    let model = tiny("f16", "f16");
+    let trace = |flags: &[String]| {
+        let device = if flags[0] == "--rpc" { "rpc0" } else { &flags[1] };
+        let mut command = over(&model, "trace");
+        command.args(flags).args(["--vision-device", device]).arg("-i").arg(picture());
+        command
+    };
+    let cpu = traced(trace(&["--device".to_owned(), "cpu".to_owned()]).arg(QUESTION));
+    for flags in all {
+        let tensors = traced(trace(&flags).arg(QUESTION));
+        for (name, bound) in [("image.0.embedding", 2e-3), ("logits", 1e-2)] {
+            let distance = relative_l2(&tensors.f32s(name).data, &cpu.f32s(name).data);
+            println!("{} {name}: {distance:.1e}", flags.join(" "));
+            assert!(distance < bound, "{flags:?} {name}: relative L2 {distance:.1e}");
+        }
+        let (splits, devices) = ops(&mut trace(&flags));
+        assert_eq!((splits, devices("vision").len()), (1, 1), "{flags:?}: {:?}", devices("vision"));
+        assert!(!devices("vision").contains(&"CPU".to_owned()), "{flags:?}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_a_usage_error() {
+    let model = tiny("f16", "f16");
+    let ask = |flags: &[&str]| run(over(&model, "ask").arg("-q").args(flags).arg("hi"));
+    ask(&["--device", "cuda7"]).fails(2, "device \"cuda7\" is not there (there are: cpu");
+    ask(&["--vision-device", "abacus"]).fails(2, "device \"abacus\" is not there");
+    ask(&["--rpc", "nonsense"]).fails(2, "--rpc nonsense: ");
+    // Nobody listens at a port that was just given back.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    ask(&["--rpc", &gone]).fails(2, "start one there with: qvl worker");
+    run(qvl().args(["worker", "--host", "192.0.2.1"])).fails(1, "cannot listen at 192.0.2.1:50052");
+    run(qvl().args(["worker", "--device", "cuda7"])).fails(2, "device \"cuda7\" is not there");
+}
+
+#[test]
+fn layers_without_a_device_are_the_cpus() {
+    let model = tiny("f16", "f16");
+    let ask = |flags: &[&str]| {
+        run(over(&model, "ask").args(["--temp", "0", "-n", "8", "--device", "cpu"]).args(flags).arg("hi"))
+    };
+    let plain = ask(&[]).ok();
+    assert_eq!(plain.err, "");
+    let all = ask(&["-ngl", "all"]).ok();
+    assert_eq!(all.out, plain.out);
+    assert!(all.err.contains("note: there is no device for layers"), "{all:?}");
+}
+
+/// Something else listens there, or the worker dies at work: one line, no abort.
+#[test]
+fn a_worker_that_is_none_or_goes_away() {
+    const LINE: &str = "a machine of --rpc has gone away, or what listens there is no qvl worker";
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = std::thread::spawn(move || {
+        // Whether it answers at all, and then what is asked for.
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n");
+        }
+    });
+    let model = tiny("f16", "f16");
+    run(over(&model, "ask").args(["-q", "--rpc", &address, "hi"])).fails(1, LINE);
+    server.join().unwrap();
+
+    let mut worker = Worker::start();
+    let mut command = over(&model, "ask");
+    command.args(["-q", "--rpc", &worker.address, "--raw", "--temp", "1", "-n", "400", "--min-p", "0", "The"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.unwrap();
+    // Its first words: it is at work.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+    worker.child.kill().unwrap();
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert!(ran.code == 1 && ran.err.lines().count() == 1 && ran.err.contains(LINE), "{ran:?}");
+}
