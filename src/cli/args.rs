@@ -658,6 +658,7 @@ pub struct ContextArgs {
     )]
     pub repack: RepackMode,
     /// Kernels of the vision tower: ours for AVX-512 where the CPU has it, else ggml's (auto); or by name, also ours for AVX-VNNI
+    /// and for ARM with dotprod or i8mm
     #[arg(long, env = "QVL_VISION_KERNELS", value_name = "NAME", default_value = "auto")]
     pub vision_kernels: KernelsMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
@@ -703,6 +704,8 @@ pub enum KernelsMode {
     Ggml,
     Avxvnni,
     Avx512,
+    Dotprod,
+    I8mm,
 }
 
 /// How many layers go to the GPU.

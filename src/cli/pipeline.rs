@@ -244,6 +244,8 @@ fn kernels(args: &ContextArgs) -> Result<Kernels> {
         KernelsMode::Ggml => Kernels::Ggml,
         KernelsMode::Avxvnni => Kernels::AvxVnni,
         KernelsMode::Avx512 => Kernels::Avx512,
+        KernelsMode::Dotprod => Kernels::Dotprod,
+        KernelsMode::I8mm => Kernels::I8mm,
     };
     if !wanted.is_available() {
         let name = wanted.name();

@@ -19,12 +19,14 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod columns;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panel;
-#[cfg(target_arch = "x86_64")]
+mod portable;
 mod product;
 #[cfg(row_kernels)]
 mod row;
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests;
 
 use crate::ggml::Tensor;
@@ -39,6 +41,10 @@ pub enum Kernels {
     AvxVnni,
     /// Ours for AVX-512 with VNNI and BF16.
     Avx512,
+    /// Our products for NEON with dot products, ggml's attention.
+    Dotprod,
+    /// Our products for NEON with int8 matrix products, ggml's attention.
+    I8mm,
 }
 
 /// What a product does with its sums, in this order: adds the bias, applies GELU, adds the residual.
@@ -62,11 +68,10 @@ pub enum Activation {
 }
 
 /// Rows of a tile of a product by columns, `[column][row]`.
-#[cfg(target_arch = "x86_64")]
 type Tile = [[f32; panel::ROWS]; columns::COLUMNS];
 
 /// The inner loops of products. What CPU they need, [`Kernels::is_available`] has seen.
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 struct Inner {
     /// Sums over all blocks of a panel times those of a group of columns.
     int8_tile: unsafe fn(panel::Form, &[panel::PanelBlock], &[columns::ColumnBlock]) -> Tile,
@@ -81,7 +86,7 @@ struct Inner {
 
 impl Kernels {
     /// All.
-    pub const ALL: [Self; 3] = [Kernels::Ggml, Kernels::AvxVnni, Kernels::Avx512];
+    pub const ALL: [Self; 5] = [Kernels::Ggml, Kernels::AvxVnni, Kernels::Avx512, Kernels::Dotprod, Kernels::I8mm];
 
     /// What `auto` takes. Not [`Kernels::AvxVnni`] yet: nobody has measured them on a CPU that has nothing wider, and with them the
     /// demo model reads 154 of 180 words in 8 bits, where its test wants 155. Cost: reads what the standard library has cached.
@@ -90,28 +95,29 @@ impl Kernels {
     }
 
     /// Whether this CPU, and the system on it, have what they need.
-    #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
         match self {
             Kernels::Ggml => true,
+            #[cfg(target_arch = "x86_64")]
             Kernels::AvxVnni => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("avxvnni")
             }
+            #[cfg(target_arch = "x86_64")]
             Kernels::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("avx512bf16")
             }
+            #[cfg(target_arch = "aarch64")]
+            Kernels::Dotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Kernels::I8mm => std::arch::is_aarch64_feature_detected!("i8mm"),
+            #[allow(unreachable_patterns)]
+            _ => false,
         }
-    }
-
-    /// Whether this CPU, and the system on it, have what they need.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn is_available(self) -> bool {
-        self == Kernels::Ggml
     }
 
     /// Its name in flags and reports.
@@ -120,22 +126,17 @@ impl Kernels {
             Kernels::Ggml => "ggml",
             Kernels::AvxVnni => "avxvnni",
             Kernels::Avx512 => "avx512",
+            Kernels::Dotprod => "dotprod",
+            Kernels::I8mm => "i8mm",
         }
     }
 
     /// Runs about `n` of their 8-bit dot-product instructions on one core, with nothing in between, and says how many
     /// multiplications and additions that were: what they could reach at most. Panics where they are not available.
-    #[cfg(target_arch = "x86_64")]
     pub fn peak(self, n: u64) -> Option<u64> {
         assert!(self.is_available(), "{self:?} on another CPU");
         // SAFETY: they are available.
         self.inner().map(|inner| unsafe { (inner.peak)(n) })
-    }
-
-    /// None of ours here.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn peak(self, _: u64) -> Option<u64> {
-        None
     }
 
     /// Whether [`attention`] is theirs, and not ggml's.
@@ -143,19 +144,30 @@ impl Kernels {
         self == Kernels::Avx512
     }
 
-    #[cfg(target_arch = "x86_64")]
+    /// None for ggml's, and for those of another architecture.
     fn inner(self) -> Option<&'static Inner> {
-        use {avx512 as wide, avxvnni as narrow};
         match self {
-            Kernels::Ggml => None,
+            #[cfg(target_arch = "x86_64")]
             Kernels::AvxVnni => {
-                use narrow::{gelu, int8_tile, peak, to_int8};
+                use avxvnni::{gelu, int8_tile, peak, to_int8};
                 Some(&Inner { int8_tile, to_int8, gelu, peak })
             }
+            #[cfg(target_arch = "x86_64")]
             Kernels::Avx512 => {
-                use wide::{gelu, int8_tile, peak, to_int8};
+                use avx512::{gelu, int8_tile, peak, to_int8};
                 Some(&Inner { int8_tile, to_int8, gelu, peak })
             }
+            #[cfg(target_arch = "aarch64")]
+            Kernels::Dotprod => {
+                use {neon::dotprod::*, portable::*};
+                Some(&Inner { int8_tile, to_int8, gelu, peak })
+            }
+            #[cfg(target_arch = "aarch64")]
+            Kernels::I8mm => {
+                use {neon::i8mm::*, portable::*};
+                Some(&Inner { int8_tile, to_int8, gelu, peak })
+            }
+            _ => None,
         }
     }
 
@@ -180,9 +192,7 @@ pub fn multiplies_rows(ty: GgmlType) -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 mod absent;
 #[cfg(not(target_arch = "x86_64"))]
-pub use absent::{attention, columns, product};
+pub use absent::attention;
 #[cfg(target_arch = "x86_64")]
-pub use {
-    attention::attention,
-    product::{columns, product},
-};
+pub use attention::attention;
+pub use product::{columns, product};
