@@ -57,30 +57,32 @@ fn choose(args: &ContextArgs) -> Result<Devices> {
     let all = Device::all();
     let there: Vec<Device> = all.iter().copied().filter(Device::is_offload).collect();
     let cpu = Device::cpu()?;
-    let named = |name: &str| -> Result<Device> {
-        let found = all.iter().find(|device| device.name().eq_ignore_ascii_case(name));
-        found.copied().ok_or_else(|| {
-            let names: Vec<_> = all.iter().map(|device| device.name().to_lowercase()).collect();
-            Error::usage(format!("device {name:?} is not there (there are: {})", names.join(", ")))
-        })
-    };
     let offload = match &args.device[..] {
         // Who names workers wants them used.
         [auto] if auto == "auto" && !workers.is_empty() => workers.clone(),
         [auto] if auto == "auto" => there.clone(),
         names => {
-            let devices = names.iter().map(|name| named(name)).collect::<Result<Vec<_>>>()?;
+            let devices = names.iter().map(|name| named(name, &all)).collect::<Result<Vec<_>>>()?;
             devices.into_iter().filter(Device::is_offload).collect()
         }
     };
     let vision = match args.vision_device.as_str() {
         // Weights are copied there for each look: not over a network unless that is asked for.
         "auto" => offload.iter().copied().find(|device| !workers.contains(device)).unwrap_or(cpu),
-        name => named(name)?,
+        name => named(name, &all)?,
     };
     let offload = if args.gpu_layers == GpuLayers::Exactly(0) { Vec::new() } else { offload };
     let with_room = |device: Device| Offload { device, free: device.memory().free };
     Ok(Devices { offload: offload.into_iter().map(with_room).collect(), vision })
+}
+
+/// The device of `all` that `qvl doctor` names so. Errors (kind usage): none.
+pub fn named(name: &str, all: &[Device]) -> Result<Device> {
+    let found = all.iter().find(|device| device.name().eq_ignore_ascii_case(name));
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|device| device.name().to_lowercase()).collect();
+        Error::usage(format!("device {name:?} is not there (there are: {})", names.join(", ")))
+    })
 }
 
 /// Errors (kind usage): nobody listens at `HOST:PORT`. ggml would stop the process for that.

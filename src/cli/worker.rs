@@ -1,14 +1,15 @@
 //! `qvl worker`: computes layers for a `qvl` on another machine.
 
-use std::thread;
+use std::net::TcpListener;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::{fs, thread};
 
 use qvl::error::{Error, ErrorKind, Result};
 use qvl::ggml::Device;
-use std::sync::atomic::Ordering;
 
 use super::args::WorkerArgs;
-use super::{STOP, print_error};
+use super::{STOP, devices, print_error};
 
 /// Runs it until Ctrl-C. Errors: it cannot listen; interrupted, in the end.
 pub fn run(args: &WorkerArgs, quiet: bool) -> Result<()> {
@@ -18,24 +19,14 @@ pub fn run(args: &WorkerArgs, quiet: bool) -> Result<()> {
             let offload: Vec<_> = all.iter().copied().filter(Device::is_offload).collect();
             if offload.is_empty() { vec![Device::cpu()?] } else { offload }
         }
-        names => {
-            let named = |name: &String| {
-                let found = all.iter().find(|device| device.name().eq_ignore_ascii_case(name));
-                let names = || all.iter().map(|device| device.name().to_lowercase()).collect::<Vec<_>>().join(", ");
-                found
-                    .copied()
-                    .ok_or_else(|| Error::usage(format!("device {name:?} is not there (there are: {})", names())))
-            };
-            names.iter().map(named).collect::<Result<_>>()?
-        }
+        names => names.iter().map(|name| devices::named(name, &all)).collect::<Result<_>>()?,
     };
     if let Some(dir) = &args.weights_cache {
-        std::fs::create_dir_all(dir).map_err(|e| Error::other("cannot make the directory").because(e).at(dir))?;
+        fs::create_dir_all(dir).map_err(|e| Error::other("cannot make the directory").because(e).at(dir))?;
     }
     let endpoint = format!("{}:{}", args.host, args.port);
     // ggml says only that it failed; this says why.
-    std::net::TcpListener::bind(&endpoint)
-        .map_err(|e| Error::other(format!("cannot listen at {endpoint}")).because(e))?;
+    TcpListener::bind(&endpoint).map_err(|e| Error::other(format!("cannot listen at {endpoint}")).because(e))?;
     if !quiet {
         let names: Vec<_> = devices.iter().map(Device::name).collect();
         print_error(&format!(

@@ -74,8 +74,8 @@ fn what_does_not_fit_is_refused_with_what_would() {
     let model = tiny("q4_k_m", "q8_0");
     let few = |size: &str, flags: &[&str]| run(ask(&model, flags).args(["--max-memory", size]));
     few("1M", &[]).fails(5, "are allowed");
-    few("42M", &["-c", "8192", "-ctk", "f16"]).fails(5, "-ctk q8_0 -ctv q8_0");
-    few("30M", &["-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0"]).fails(5, "-c 2048");
+    few("50M", &["-c", "8192", "-ctk", "f16"]).fails(5, "-ctk q8_0 -ctv q8_0");
+    few("38M", &["-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0"]).fails(5, "-c 4096");
     let ran = run(&mut command("plan", &model, &["--max-memory", "1M", "--json"]));
     assert_eq!(ran.code, 5, "{ran:?}");
     assert_eq!(serde_json::from_str::<Value>(ran.out.trim()).unwrap()["fits"], false);
