@@ -28,6 +28,8 @@ mod product;
 mod row;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod unpack;
 
 use crate::ggml::Tensor;
 use crate::quant::GgmlType;

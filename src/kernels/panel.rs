@@ -65,13 +65,25 @@ impl PanelBlock {
 /// Fills `panel` with the beginnings of `rows` (bytes of type `ty`, at most 32 rows, each long enough for the panel);
 /// missing rows become zeros. Cost: a pass over both, no allocation.
 pub fn fill<'a>(panel: &mut [PanelBlock], ty: GgmlType, rows: impl Iterator<Item = &'a [u8]>) {
-    let mut n_rows = 0;
-    for (i, row) in rows.enumerate() {
-        fill_row(panel, i, ty, row);
-        n_rows = i + 1;
+    let (mut list, mut n_rows) = ([&[][..]; ROWS], 0);
+    for (to, row) in list.iter_mut().zip(rows) {
+        *to = row;
+        n_rows += 1;
     }
+    let rows = &list[..n_rows];
+    #[cfg(target_arch = "x86_64")]
+    if super::unpack::is_available() {
+        // SAFETY: it is.
+        return unsafe { super::unpack::fill(panel, ty, rows) };
+    }
+    fill_plainly(panel, ty, rows);
+}
+
+/// As [`fill`] on any CPU, a value at a time.
+fn fill_plainly(panel: &mut [PanelBlock], ty: GgmlType, rows: &[&[u8]]) {
+    rows.iter().enumerate().for_each(|(i, row)| fill_row(panel, i, ty, row));
     for block in panel {
-        (n_rows..ROWS).for_each(|i| block.put(i, &[128; DEPTH], 0.0, 0.0));
+        (rows.len()..ROWS).for_each(|i| block.put(i, &[128; DEPTH], 0.0, 0.0));
     }
 }
 
@@ -153,7 +165,7 @@ fn six(block: &[u8], j: usize) -> [u8; DEPTH] {
 }
 
 /// The 6-bit scale and minimum of the j-th of 8 parts, from the 12 bytes of `q4_k` and `q5_k`.
-fn scale_and_min(bytes: &[u8], j: usize) -> (f32, f32) {
+pub(super) fn scale_and_min(bytes: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
         (bytes[j] & 63, bytes[j + 4] & 63)
     } else {
@@ -162,9 +174,11 @@ fn scale_and_min(bytes: &[u8], j: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// The value of an `iq4` nibble, 128 added. Source: `kvalues_iq4nl` of `ggml-common.h`.
+/// What `iq4` nibbles stand for: `kvalues_iq4nl` of `ggml-common.h`.
+pub(super) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The value of an `iq4` nibble, 128 added.
 fn code(nibble: u8) -> u8 {
-    const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     VALUES[nibble as usize] as u8 ^ 128
 }
 
@@ -204,6 +218,48 @@ mod tests {
                 }
             }
             assert_eq!(panel[3].scale[5..], [0.0; ROWS - 5], "{ty}: missing rows are zeros");
+        }
+    }
+
+    /// Any bits are rows, whatever their scales stand for; panels are compared by theirs.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn unpacking_with_simd_gives_the_same_panel() {
+        use crate::kernels::unpack;
+        use GgmlType::*;
+        if !unpack::is_available() {
+            return;
+        }
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        for ty in [Q8_0, Q5_0, Q4_0, IQ4_NL, IQ4_XS, Q5_1, Q4_1, Q5_K, Q4_K, Q6_K] {
+            let row_bytes = ty.row_bytes(N as u64).expect("whole blocks") as usize;
+            for n_rows in [0, 1, 7, 8, 9, 31, 32] {
+                let stored: Vec<u8> = (0..n_rows * row_bytes).map(|_| next()).collect();
+                let rows: Vec<&[u8]> = stored.chunks_exact(row_bytes).collect();
+                // Shorter than the rows, and with something in it.
+                let garbage = PanelBlock { bytes: [[[7; 4]; ROWS]; DEPTH / 4], scale: [3.0; ROWS], other: [5.0; ROWS] };
+                let [mut got, mut want] = [(); 2].map(|()| vec![garbage.clone(); N / DEPTH - 3]);
+                // SAFETY: it is available.
+                unsafe { unpack::fill(&mut got, ty, &rows) };
+                fill_plainly(&mut want, ty, &rows);
+                for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let bits = |numbers: &[f32; ROWS]| numbers.map(f32::to_bits);
+                    assert_eq!(got.bytes, want.bytes, "{ty}: {n_rows} rows, block {k}");
+                    // A NaN may have any bits.
+                    let same = |got: &[f32; ROWS], want: &[f32; ROWS]| {
+                        bits(got)
+                            .iter()
+                            .zip(bits(want))
+                            .all(|(g, w)| *g == w || f32::from_bits(*g).is_nan() && f32::from_bits(w).is_nan())
+                    };
+                    assert!(same(&got.scale, &want.scale), "{ty}: {n_rows} rows, block {k}, scales");
+                    assert!(same(&got.other, &want.other), "{ty}: {n_rows} rows, block {k}, others");
+                }
+            }
         }
     }
 }
