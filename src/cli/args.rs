@@ -657,7 +657,7 @@ pub struct ContextArgs {
         value_parser = EnumValueParser::<RepackMode>::new().try_map(repack_works)
     )]
     pub repack: RepackMode,
-    /// Kernels of the vision tower: ours for AVX-512 where the CPU has it, else ggml's (auto); or by name, also ours for AVX-VNNI
+    /// Kernels of the vision tower: ours for AMX or AVX-512 where the CPU has it, else ggml's (auto); or by name, also ours for AVX-VNNI
     /// and for ARM with dotprod or i8mm
     #[arg(long, env = "QVL_VISION_KERNELS", value_name = "NAME", default_value = "auto")]
     pub vision_kernels: KernelsMode,
@@ -706,6 +706,7 @@ pub enum KernelsMode {
     Avx512,
     Dotprod,
     I8mm,
+    Amx,
 }
 
 /// How many layers go to the GPU.

@@ -246,6 +246,7 @@ fn kernels(args: &ContextArgs) -> Result<Kernels> {
         KernelsMode::Avx512 => Kernels::Avx512,
         KernelsMode::Dotprod => Kernels::Dotprod,
         KernelsMode::I8mm => Kernels::I8mm,
+        KernelsMode::Amx => Kernels::Amx,
     };
     if !wanted.is_available() {
         let name = wanted.name();

@@ -11,7 +11,7 @@ use std::hint::black_box;
 
 use super::Tile;
 use super::columns::{COLUMNS, ColumnBlock, SMALLEST};
-use super::panel::{Form, PanelBlock};
+use super::panel::{Form, PanelBlock, ROWS};
 
 /// Lanes of a register of f32.
 pub const LANES: usize = 16;
@@ -101,9 +101,10 @@ fn add(sums: &mut [[__m512; 2]; COLUMNS], ints: &[[__m512i; 2]; COLUMNS], w: [__
     }
 }
 
+/// The `i`-th half.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(values: &[f32; 2 * LANES], i: usize) -> __m512 {
+pub fn load(values: &[f32; 2 * LANES], i: usize) -> __m512 {
     // SAFETY: 16 values from 0 or 16 on, of 32.
     unsafe { _mm512_loadu_ps(values.as_ptr().add(LANES * (i & 1))) }
 }
@@ -208,8 +209,8 @@ pub fn exp(x: __m512) -> __m512 {
 /// # Safety
 /// The CPU has AVX-512 F.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn gelu(tile: &mut Tile) {
-    for lanes in tile.as_flattened_mut().as_chunks_mut::<LANES>().0 {
+pub unsafe fn gelu(columns: &mut [[f32; ROWS]]) {
+    for lanes in columns.as_flattened_mut().as_chunks_mut::<LANES>().0 {
         // SAFETY: 16 values.
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), gelu_of(_mm512_loadu_ps(lanes.as_ptr()))) };
     }

@@ -146,8 +146,8 @@ pub unsafe fn to_int8(values: &[f32; DEPTH]) -> ([i8; DEPTH], f32) {
 /// # Safety
 /// The CPU has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn gelu(tile: &mut Tile) {
-    portable::gelu(tile);
+pub unsafe fn gelu(columns: &mut [[f32; ROWS]]) {
+    portable::gelu(columns);
 }
 
 /// As many dot products as `n` in registers: multiplications and additions done.

@@ -13,6 +13,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -29,6 +31,8 @@ mod row;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
 mod unpack;
 
 use crate::ggml::Tensor;
@@ -43,6 +47,8 @@ pub enum Kernels {
     AvxVnni,
     /// Ours for AVX-512 with VNNI and BF16.
     Avx512,
+    /// Ours for AMX with BF16, the rest by those for AVX-512.
+    Amx,
     /// Our products for NEON with dot products, ggml's attention.
     Dotprod,
     /// Our products for NEON with int8 matrix products, ggml's attention.
@@ -81,19 +87,21 @@ struct Inner {
     /// [`columns::SMALLEST`].
     to_int8: unsafe fn(&[f32; panel::DEPTH]) -> ([i8; panel::DEPTH], f32),
     /// x · Φ(x).
-    gelu: unsafe fn(&mut Tile),
+    gelu: unsafe fn(&mut [[f32; panel::ROWS]]),
     /// So many dot-product instructions in registers: how many operations they were.
     peak: unsafe fn(u64) -> u64,
 }
 
 impl Kernels {
     /// All.
-    pub const ALL: [Self; 5] = [Kernels::Ggml, Kernels::AvxVnni, Kernels::Avx512, Kernels::Dotprod, Kernels::I8mm];
+    pub const ALL: [Self; 6] =
+        [Kernels::Ggml, Kernels::AvxVnni, Kernels::Avx512, Kernels::Amx, Kernels::Dotprod, Kernels::I8mm];
 
     /// What `auto` takes. Not [`Kernels::AvxVnni`] yet: nobody has measured them on a CPU that has nothing wider, and with them the
-    /// demo model reads 154 of 180 words in 8 bits, where its test wants 155. Cost: reads what the standard library has cached.
+    /// demo model reads 154 of 180 words in 8 bits, where its test wants 155. Cost: reads what is cached.
     pub fn detect() -> Self {
-        if Kernels::Avx512.is_available() { Kernels::Avx512 } else { Kernels::Ggml }
+        let best = [Kernels::Amx, Kernels::Avx512].into_iter().find(|kernels| kernels.is_available());
+        best.unwrap_or(Kernels::Ggml)
     }
 
     /// Whether this CPU, and the system on it, have what they need.
@@ -113,6 +121,8 @@ impl Kernels {
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("avx512bf16")
             }
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Amx => Kernels::Avx512.is_available() && amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Kernels::Dotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
             #[cfg(target_arch = "aarch64")]
@@ -128,13 +138,14 @@ impl Kernels {
             Kernels::Ggml => "ggml",
             Kernels::AvxVnni => "avxvnni",
             Kernels::Avx512 => "avx512",
+            Kernels::Amx => "amx",
             Kernels::Dotprod => "dotprod",
             Kernels::I8mm => "i8mm",
         }
     }
 
-    /// Runs about `n` of their 8-bit dot-product instructions on one core, with nothing in between, and says how many
-    /// multiplications and additions that were: what they could reach at most. Panics where they are not available.
+    /// Runs about `n` of their dot-product instructions (a multiplication of tiles counting as 16) on one core, with nothing in between,
+    /// and says how many multiplications and additions that were: what they could reach at most. Panics where they are not available.
     pub fn peak(self, n: u64) -> Option<u64> {
         assert!(self.is_available(), "{self:?} on another CPU");
         // SAFETY: they are available.
@@ -143,7 +154,7 @@ impl Kernels {
 
     /// Whether [`attention`] is theirs, and not ggml's.
     pub fn attend(self) -> bool {
-        self == Kernels::Avx512
+        matches!(self, Kernels::Avx512 | Kernels::Amx)
     }
 
     /// None for ggml's, and for those of another architecture.
@@ -157,6 +168,12 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Kernels::Avx512 => {
                 use avx512::{gelu, int8_tile, peak, to_int8};
+                Some(&Inner { int8_tile, to_int8, gelu, peak })
+            }
+            // Its products are those of `tiles`.
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Amx => {
+                use {amx::peak, avx512::gelu, avx512::int8_tile, avx512::to_int8};
                 Some(&Inner { int8_tile, to_int8, gelu, peak })
             }
             #[cfg(target_arch = "aarch64")]

@@ -1,9 +1,8 @@
 //! What needs no instruction of its own: loops that the compiler makes registers of, whatever the features of the function
 //! that they are inlined into.
 
-use super::Tile;
 use super::columns::SMALLEST;
-use super::panel::DEPTH;
+use super::panel::{DEPTH, ROWS};
 
 /// 32 values times 127 / their largest magnitude, rounded to even; and the scale that undoes it. Zeros below [`SMALLEST`].
 #[inline(always)]
@@ -23,8 +22,8 @@ const ROUND: f32 = 12_582_912.0;
 
 /// GELU of every value. Slow where the CPU has no fused multiplication and addition.
 #[inline(always)]
-pub fn gelu(tile: &mut Tile) {
-    for column in tile {
+pub fn gelu(columns: &mut [[f32; ROWS]]) {
+    for column in columns {
         for x in column {
             *x = gelu_of(*x);
         }

@@ -1,9 +1,13 @@
 //! Quantised weights times 8-bit columns, as two operations of a graph: the columns are packed once, with a barrier after it,
 //! and then every thread takes panels of rows until none is left. A busy core simply takes fewer.
 
+use std::ops::Range;
+
 use super::columns::{COLUMNS, ColumnBlock};
 use super::panel::{self, DEPTH, Form, PanelBlock, ROWS};
-use super::{Activation, Finish, Inner, Kernels, Tile};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
+use super::{Activation, Finish, Inner, Kernels};
 use crate::ggml::{Context, Custom, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
@@ -16,14 +20,20 @@ struct Pack {
 
 /// Multiplies.
 struct Product {
-    inner: &'static Inner,
     ty: GgmlType,
     form: Form,
-    n_columns: usize,
+    ending: Ending,
+    share: Share,
+}
+
+/// What becomes of sums on their way into the result.
+#[derive(Clone, Copy)]
+pub(super) struct Ending {
+    inner: &'static Inner,
+    pub n_columns: usize,
     activation: Activation,
     has_bias: bool,
     has_residual: bool,
-    share: Share,
 }
 
 /// `x` `[k, n]` rounded to 8 bits, as [`product`] takes it; normalised before by LayerNorm with (weight, bias) and eps, if given.
@@ -36,14 +46,17 @@ pub fn columns<'c>(
     let inner = inner_of(how);
     let [k, n, ..] = x.dims();
     assert!(x.is_contiguous(), "columns of a view");
-    let bytes = ColumnBlock::bytes_of(k, n);
-    let op = Pack { inner, eps: norm.map_or(0.0, |(_, eps)| eps), share: Share::default() };
+    let (eps, share) = (norm.map_or(0.0, |(_, eps)| eps), Share::default());
     let mut args = vec![x];
     if let Some((norm, _)) = norm {
         assert!(norm.iter().all(|t| t.dims() == [k, 1, 1, 1]), "a norm of {k} values");
         args.extend(norm);
     }
-    c.custom(GgmlType::I8, [bytes, 1], &args, op)
+    #[cfg(target_arch = "x86_64")]
+    if how == Kernels::Amx {
+        return tiles::Pack { eps, share }.with(c, &args);
+    }
+    c.custom(GgmlType::I8, [ColumnBlock::bytes_of(k, n), 1], &args, Pack { inner, eps, share })
 }
 
 /// Proves that the CPU has what they need.
@@ -65,16 +78,24 @@ pub fn product<'c>(
     let Some((ty, form)) = w.ty().and_then(|ty| Some((ty, Form::of(ty)?))) else {
         panic!("a product with {:?}", w.ty());
     };
-    let n_blocks = columns.dims()[0] / size_of::<ColumnBlock>() / n_columns.div_ceil(COLUMNS);
+    let n_blocks = match how {
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Amx => tiles::n_blocks(columns, n_columns),
+        _ => columns.dims()[0] / size_of::<ColumnBlock>() / n_columns.div_ceil(COLUMNS),
+    };
     assert!(n_blocks * DEPTH <= k, "rows of {k} values and {n_blocks} blocks of columns");
     assert!(finish.bias.is_none_or(|t| t.dims() == [m, 1, 1, 1] && t.is_contiguous()), "a bias of {m} values");
     assert!(finish.residual.is_none_or(|t| t.dims() == [m, n_columns, 1, 1] && t.is_contiguous()), "a residual");
     let inner = inner_of(how);
     let (has_bias, has_residual) = (finish.bias.is_some(), finish.residual.is_some());
-    let activation = finish.activation;
-    let op = Product { inner, ty, form, n_columns, activation, has_bias, has_residual, share: Share::default() };
+    let ending = Ending { inner, n_columns, activation: finish.activation, has_bias, has_residual };
     let args: Vec<_> = [Some(w), Some(columns), finish.bias, finish.residual].into_iter().flatten().collect();
-    c.custom(GgmlType::F32, [m, n_columns], &args, op)
+    let (dims, share) = ([m, n_columns], Share::default());
+    match how {
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Amx => c.custom(GgmlType::F32, dims, &args, tiles::Product { ty, form, ending, share }),
+        _ => c.custom(GgmlType::F32, dims, &args, Product { ty, form, ending, share }),
+    }
 }
 
 impl Custom for Pack {
@@ -117,7 +138,7 @@ fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f64 {
 }
 
 /// LayerNorm of one column: (x − mean) / sqrt(biased variance + eps) · weight + bias.
-fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
+pub(super) fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
     let n = values.len() as f64;
     let mean = (sum(values, |x| x) / n) as f32;
     let variance = (sum(values, |x| (x - mean) * (x - mean)) / n) as f32;
@@ -131,47 +152,53 @@ impl Custom for Product {
     fn run(&self, task: &Task<'_>) {
         let (w, m) = (task.arg(0), task.arg(0).dims[1]);
         let row_bytes = w.strides[1];
-        // SAFETY: columns were packed by `Pack`; bias and residual are f32 (the graph was made so).
-        let (blocks, bias, residual): (&[ColumnBlock], &[f32], &[f32]) = unsafe {
-            let rest = [2, 3].map(|i| task.arg(i).values());
-            let [bias, residual] = match (self.has_bias, self.has_residual) {
-                (true, _) => rest,
-                (false, _) => [&[][..], rest[0]],
-            };
-            (task.arg(1).values(), bias, if self.has_residual { residual } else { &[] })
-        };
-        let n_blocks = blocks.len() / self.n_columns.div_ceil(COLUMNS);
+        // SAFETY: columns were packed by `Pack`.
+        let blocks: &[ColumnBlock] = unsafe { task.arg(1).values() };
+        let n_blocks = blocks.len() / self.ending.n_columns.div_ceil(COLUMNS);
         let mut panel = vec![PanelBlock::ZERO; n_blocks];
         for i in self.share.take(m.div_ceil(ROWS), task.n_threads) {
             let rows = i * ROWS..m.min((i + 1) * ROWS);
             panel::fill(&mut panel, self.ty, rows.clone().map(|row| &w.bytes[row * row_bytes..][..row_bytes]));
             for (group, columns) in blocks.chunks_exact(n_blocks).enumerate() {
                 // SAFETY: `inner_of` has seen what the CPU needs.
-                let mut tile = unsafe { (self.inner.int8_tile)(self.form, &panel, columns) };
-                self.finish(&mut tile, bias.get(rows.clone()).unwrap_or(&[]));
-                for (column, values) in (group * COLUMNS..self.n_columns).zip(&mut tile) {
-                    let first = column * m + rows.start;
-                    if let Some(residual) = residual.get(first..first + rows.len()) {
-                        values.iter_mut().zip(residual).for_each(|(value, r)| *value += r);
-                    }
-                    // SAFETY: these rows belong to the one thread that took the panel.
-                    unsafe { task.out(first, rows.len()) }.copy_from_slice(&values[..rows.len()]);
-                }
+                let mut tile = unsafe { (self.ending.inner.int8_tile)(self.form, &panel, columns) };
+                let first = group * COLUMNS;
+                let n = COLUMNS.min(self.ending.n_columns - first);
+                // SAFETY: these rows belong to the one thread that took the panel.
+                unsafe { self.ending.write(task, rows.clone(), first, &mut tile[..n]) };
             }
         }
     }
 }
 
-impl Product {
-    /// Adds the bias (none if empty) and applies the activation.
-    fn finish(&self, tile: &mut Tile, bias: &[f32]) {
-        for column in &mut *tile {
-            column.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+impl Ending {
+    /// Adds bias, applies the activation, adds the residual, and writes `rows` of the columns from `first` on into the result.
+    ///
+    /// # Safety
+    /// The sources of `task` are those of a [`product`]; no other thread writes these rows.
+    pub unsafe fn write(&self, task: &Task<'_>, rows: Range<usize>, first: usize, sums: &mut [[f32; ROWS]]) {
+        let m = task.arg(0).dims[1];
+        // SAFETY: bias and residual are f32 (the graph was made so).
+        let rest: [&[f32]; 2] = unsafe { [2, 3].map(|i| task.arg(i).values()) };
+        let bias = if self.has_bias { rest[0] } else { &[] };
+        let residual = if self.has_residual { rest[usize::from(self.has_bias)] } else { &[] };
+        if let Some(bias) = bias.get(rows.clone()) {
+            for column in &mut *sums {
+                column.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            }
         }
         match self.activation {
             Activation::None => {}
             // SAFETY: `inner_of` has seen what the CPU needs.
-            Activation::Gelu => unsafe { (self.inner.gelu)(tile) },
+            Activation::Gelu => unsafe { (self.inner.gelu)(sums) },
+        }
+        for (column, values) in (first..).zip(sums) {
+            let first = column * m + rows.start;
+            if let Some(residual) = residual.get(first..first + rows.len()) {
+                values.iter_mut().zip(residual).for_each(|(value, r)| *value += r);
+            }
+            // SAFETY: by this function's contract.
+            unsafe { task.out(first, rows.len()) }.copy_from_slice(&values[..rows.len()]);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What `panel::fill` does, with AVX2, eight rows at a time: their blocks become bytes in one register each, and eight registers of
 //! eight quads are transposed into eight lines of a panel. The scalar code is the fallback elsewhere and what a test holds this against.
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 

@@ -107,7 +107,8 @@ fn peaks(n_threads: usize, n_runs: u8) -> Vec<Line> {
     for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.is_available()) {
         let operations = || kernels.peak(1 << 22).unwrap_or(0);
         if operations() > 0 {
-            lines.push(peak("int8", kernels.name(), best(&|| on_all(n_threads, operations)), "GOP/s"));
+            let what = if kernels == Kernels::Amx { "bf16" } else { "int8" };
+            lines.push(peak(what, kernels.name(), best(&|| on_all(n_threads, operations)), "GOP/s"));
         }
     }
     let memory = vec![1u64; WEIGHTS / 8];
