@@ -7,7 +7,8 @@
 //! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out;
 //! - [`attention`]: without mask, in bf16 with f32 sums.
 //!
-//! And for decoding, where a row is multiplied with one column, `row` has ggml's own kernels at the speed of memory.
+//! And for decoding, where a row is multiplied with one column, `row` has ggml's own kernels at the speed of memory; where it is
+//! multiplied with two to seven, `few` unpacks it once for all.
 //!
 //! ggml's own operations are the fallback on every other CPU and for every other type, and the judge of correctness.
 #![allow(unsafe_code)]
@@ -21,6 +22,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod columns;
+#[cfg(row_kernels)]
+mod few;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod panel;
@@ -206,6 +209,23 @@ pub fn multiplies_rows(ty: GgmlType) -> bool {
         let _ = ty;
         false
     }
+}
+
+/// How many products of K-quants with two to seven columns were computed by kernels of ours so far, and not by ggml's a column at a
+/// time: on x86-64 Linux, in builds for AVX2, on CPUs with AVX-512 VNNI. For tests.
+pub fn few_columns_count() -> usize {
+    #[cfg(row_kernels)]
+    return few::count();
+    #[cfg(not(row_kernels))]
+    0
+}
+
+/// Whether they are, on this CPU.
+pub fn multiplies_few_columns() -> bool {
+    #[cfg(row_kernels)]
+    return few::is_available();
+    #[cfg(not(row_kernels))]
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -20,7 +20,7 @@ use crate::quant::GgmlType;
 const AHEAD: usize = 4096;
 
 /// Bytes of ggml's blocks of 256 values of a column: f32 scale, 256 × i8, sixteen i16 sums of 16.
-const Q8_K: usize = 4 + 256 + 32;
+pub const Q8_K: usize = 4 + 256 + 32;
 
 /// Whether ggml, in this program, multiplies rows of this type by a kernel of this module.
 pub fn is_ours(ty: GgmlType) -> bool {
@@ -186,7 +186,7 @@ fn q6_k(x: &[[u8; 210]], y: &[[u8; Q8_K]]) -> f32 {
 
 /// Asks for the lines that lie [`AHEAD`] of a block. Never faults, wherever that is.
 #[inline(always)]
-fn ask<const N: usize>(x: &[u8; N]) {
+pub fn ask<const N: usize>(x: &[u8; N]) {
     for at in (0..N).step_by(64) {
         // SAFETY: SSE is part of x86-64; a hint about an address is no access to it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(AHEAD + at).cast()) };
@@ -196,7 +196,7 @@ fn ask<const N: usize>(x: &[u8; N]) {
 /// 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load<const N: usize>(bytes: &[u8; N], at: usize) -> __m256i {
+pub fn load<const N: usize>(bytes: &[u8; N], at: usize) -> __m256i {
     debug_assert!(at + 32 <= N);
     // SAFETY: inside the block: callers count from its layout.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) }
@@ -205,7 +205,7 @@ fn load<const N: usize>(bytes: &[u8; N], at: usize) -> __m256i {
 /// 16 bytes; of a block's last 8, they are those and the 8 behind them in it.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_128<const N: usize>(bytes: &[u8; N], at: usize) -> __m128i {
+pub fn load_128<const N: usize>(bytes: &[u8; N], at: usize) -> __m128i {
     debug_assert!(at + 16 <= N);
     // SAFETY: inside the block: callers count from its layout.
     unsafe { _mm_loadu_si128(bytes.as_ptr().add(at).cast()) }
@@ -213,7 +213,7 @@ fn load_128<const N: usize>(bytes: &[u8; N], at: usize) -> __m128i {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn half<const N: usize>(block: &[u8; N], at: usize) -> f32 {
+pub fn half<const N: usize>(block: &[u8; N], at: usize) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes([block[at], block[at + 1]])))))
 }
 
@@ -223,7 +223,7 @@ fn word<const N: usize>(block: &[u8; N], at: usize) -> u32 {
 }
 
 #[inline(always)]
-fn float<const N: usize>(block: &[u8; N], at: usize) -> f32 {
+pub fn float<const N: usize>(block: &[u8; N], at: usize) -> f32 {
     f32::from_bits(word(block, at))
 }
 
@@ -238,7 +238,7 @@ fn signed_dot(x: __m256i, y: __m256i) -> __m256 {
 /// Eight scales, 16 bits each, in both halves of a register, and eight minima, of the 12 bytes of `q4_k` and `q5_k`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn scales_and_mins<const N: usize>(block: &[u8; N]) -> (__m256i, __m128i) {
+pub fn scales_and_mins<const N: usize>(block: &[u8; N]) -> (__m256i, __m128i) {
     let (a, b, c) = (word(block, 4), word(block, 8), word(block, 12));
     let scales = pair(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | (a >> 6 & 0x0303_0303) << 4);
     let mins = pair(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | (b >> 6 & 0x0303_0303) << 4);
@@ -273,7 +273,7 @@ fn scaled(scales: __m256i, j: usize, first: __m256i, second: __m256i) -> __m256i
 /// The sum of eight lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn total(sums: __m256) -> f32 {
+pub fn total(sums: __m256) -> f32 {
     let sum = _mm_add_ps(_mm256_extractf128_ps::<1>(sums), _mm256_castps256_ps128(sums));
     let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))

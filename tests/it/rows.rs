@@ -1,11 +1,14 @@
-//! Rows of weights times one column, as decoding multiplies them: ggml's sums to the last bit, by the kernels that the linker
-//! has put in the place of its own.
+//! Rows of weights times one column, as decoding multiplies them, and times two to seven, as guesses are read: ggml's sums to the last
+//! bit, by the kernels that the linker has put in the place of its own.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
-use qvl::kernels::multiplies_rows;
+use qvl::ggml::{Backend, Context};
+use qvl::gguf::TensorInfo;
+use qvl::kernels::{few_columns_count, multiplies_few_columns, multiplies_rows};
 use qvl::quant::GgmlType;
 
 use crate::random::Random;
@@ -87,6 +90,63 @@ fn sums_are_those_of_ggml() {
                 ggml(n as c_int, &mut want, 0, x, 0, y, 0, 1);
             }
             assert_eq!(got.to_bits(), want.to_bits(), "{ty}, {n} values: {got}, ggml {want}");
+        }
+    }
+}
+
+/// `m` rows of weights times `n` columns of `k` values by a graph of ggml's: `[column][row]`.
+fn product(ty: GgmlType, rows: &[u8], [k, m, n]: [usize; 3], x: &[f32], n_threads: usize) -> Vec<f32> {
+    let mut bytes = vec![0; rows.len() + 64];
+    let start = bytes.as_ptr().align_offset(64);
+    bytes[start..][..rows.len()].copy_from_slice(rows);
+    let (dims, n_bytes) = (vec![k as u64, m as u64], rows.len() as u64);
+    let stop = AtomicBool::new(false);
+    let backend = Backend::cpu(n_threads, &stop).expect("a backend");
+    let c = Context::new(16).expect("a context");
+    let weights = c.weights(&bytes[start..][..rows.len()], &backend).expect("weights");
+    let info = TensorInfo { name: String::new(), dims, ty, offset: 0, n_bytes };
+    let (w, columns) = (weights.tensor(&info), c.input(&[k, n]));
+    let product = c.mul_mat(w, columns);
+    let mut graph = backend.allocate(c.graph(&[product])).expect("a graph");
+    graph.set(columns, x);
+    graph.compute().expect("computes");
+    graph.get(product)
+}
+
+#[test]
+fn few_columns_have_the_sums_of_one() {
+    let mut random = Random(2);
+    // SAFETY: fills ggml's tables.
+    unsafe { sys::ggml_cpu_init() };
+    for (ty, c_type, ggml) in &KERNELS[2..] {
+        for round in 0..60 {
+            let (k, m, n) = (256 * (1 + random.below(17)), 1 + random.below(150), 1 + round % 7);
+            let rows: Vec<u8> = (0..m).flat_map(|_| row(&mut random, *ty, k)).collect();
+            let size = [1.0, 1e-3, 1e4, 0.0][round % 4];
+            let x: Vec<f32> =
+                (0..n * k).map(|_| size * ((random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0)).collect();
+            let before = few_columns_count();
+            let got = product(*ty, &rows, [k, m, n], &x, 1 + random.below(4));
+            // One is for `row`; other tests may count meanwhile.
+            let is_ours = n > 1 && multiplies_few_columns();
+            assert!(!is_ours || few_columns_count() > before, "{ty}: {n} columns are ours");
+            for (j, values) in x.chunks_exact(k).enumerate() {
+                // SAFETY: a constant table; a column of k values in its type, and rows of as many.
+                let column = unsafe {
+                    let column_type = (*sys::ggml_get_type_traits_cpu(*c_type)).vec_dot_type;
+                    let to_column = (*sys::ggml_get_type_traits_cpu(column_type)).from_float.expect("has one");
+                    let mut column = vec![0u8; sys::ggml_row_size(column_type, k as i64)];
+                    to_column(values.as_ptr(), column.as_mut_ptr().cast(), k as i64);
+                    column
+                };
+                for (i, row) in rows.chunks_exact(rows.len() / m).enumerate() {
+                    let mut want = 0.0f32;
+                    // SAFETY: as above.
+                    unsafe { ggml(k as c_int, &mut want, 0, row.as_ptr().cast(), 0, column.as_ptr().cast(), 0, 1) };
+                    let got = got[j * m + i];
+                    assert_eq!(got.to_bits(), want.to_bits(), "{ty}, {k} x {m} by {n}, {j} {i}: {got}, ggml {want}");
+                }
+            }
         }
     }
 }
