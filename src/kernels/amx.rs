@@ -212,7 +212,7 @@ pub unsafe fn widen(form: Form, panel: &[PanelBlock], tiles: &mut [WeightTiles])
 /// Lanes of `a` and `b` as pairs of bf16, `a` in the low halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn interleaved(a: __m512, b: __m512) -> __m512i {
+pub fn interleaved(a: __m512, b: __m512) -> __m512i {
     const ORDER: [u16; 2 * LANES] = {
         let mut order = [0; 2 * LANES];
         let mut i = 0;

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::Kernels;
 use super::avx512::{self, LANES};
 use super::columns::COLUMNS;
 use super::panel::ROWS;
+use super::{Kernels, tile_attention};
 use crate::ggml::{Context, Custom, Operand, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
@@ -19,11 +19,15 @@ struct Attention {
 
 /// softmax(qᵀk / √d) v: `q` `[d, n_head, n_q]`, `k` and `v` `[d, n_head, n_kv]`, f32, views of contiguous rows; gives
 /// `[d·n_head, n_q]`. Rounds q, k, v and the weights to bf16: about 0.4 % of an output.
-pub fn attention<'c>(c: &'c Context<'_>, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>) -> Tensor<'c> {
-    assert!(Kernels::Avx512.is_available(), "attention for AVX-512 on another CPU");
+pub fn attention<'c>(c: &'c Context<'_>, how: Kernels, q: Tensor<'c>, k: Tensor<'c>, v: Tensor<'c>) -> Tensor<'c> {
+    assert!(how.attend() && how.is_available(), "attention by {how:?} on another CPU");
     let ([d, n_head, n_q, _], keys) = (q.dims(), k.dims());
     assert!(keys == v.dims() && keys[..2] == [d, n_head], "attention of {:?} and {keys:?}", q.dims());
-    c.custom(GgmlType::F32, [d * n_head, n_q], &[q, k, v], Attention { share: Share::default() })
+    let (dims, args) = ([d * n_head, n_q], [q, k, v]);
+    match how {
+        Kernels::Amx => c.custom(GgmlType::F32, dims, &args, tile_attention::Attention::default()),
+        _ => c.custom(GgmlType::F32, dims, &args, Attention { share: Share::default() }),
+    }
 }
 
 impl Custom for Attention {
@@ -49,7 +53,7 @@ impl Custom for Attention {
 }
 
 /// The `d` values of position `i` of a head.
-fn row(t: Operand<'_>, head: usize, i: usize) -> &[f32] {
+pub(super) fn row(t: Operand<'_>, head: usize, i: usize) -> &[f32] {
     let start = head * t.strides[1] + i * t.strides[2];
     // SAFETY: q, k and v are f32 (the graph was made so); the slice is bounded by the operand's bytes.
     unsafe { Operand { bytes: &t.bytes[start..start + t.dims[0] * size_of::<f32>()], ..t }.values() }
@@ -126,7 +130,7 @@ impl Packed {
     /// `pairs` from `rows`.
     fn round(&mut self) {
         // SAFETY: `attention` has seen what the CPU needs.
-        unsafe { to_bf16(&self.rows, &mut self.pairs) };
+        unsafe { avx512::to_bf16(&self.rows, &mut self.pairs) };
     }
 
     /// The sums of `columns`, at most six queries: `[query][d_rows]`.
@@ -141,7 +145,7 @@ impl Packed {
         self.rows.fill(0.0);
         for (queries, i) in self.queries.chunks_exact_mut(d_rows / 2).zip(columns) {
             self.rows[..self.d].copy_from_slice(row(q, head, i));
-            to_bf16(&self.rows[..d_rows], queries);
+            avx512::to_bf16(&self.rows[..d_rows], queries);
         }
         for (i, panel) in self.keys.chunks_exact(n_pairs).enumerate() {
             // SAFETY: by this function's contract; six queries of d_rows / 2 pairs.
@@ -186,16 +190,4 @@ fn softmax(scores: &[f32], scale: f32, weights: &mut [u32]) -> f32 {
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), avx512::to_pairs(low, high)) };
     }
     _mm512_reduce_add_ps(sum)
-}
-
-/// Pairs of consecutive values; 32 of them are 16 pairs.
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn to_bf16(values: &[f32], pairs: &mut [u32]) {
-    for (two, to) in values.as_chunks::<{ 2 * LANES }>().0.iter().zip(pairs.as_chunks_mut::<LANES>().0) {
-        // SAFETY: 32 values, 16 pairs.
-        unsafe {
-            let (low, high) = (_mm512_loadu_ps(two.as_ptr()), _mm512_loadu_ps(two.as_ptr().add(LANES)));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), avx512::to_pairs(low, high));
-        }
-    }
 }

@@ -184,6 +184,18 @@ pub fn to_pairs(low: __m512, high: __m512) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
+/// Pairs of consecutive values; 32 of them are 16 pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn to_bf16(values: &[f32], pairs: &mut [u32]) {
+    for (two, to) in values.as_chunks::<{ 2 * LANES }>().0.iter().zip(pairs.as_chunks_mut::<LANES>().0) {
+        // SAFETY: 32 values, 16 pairs.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(two.as_ptr()), _mm512_loadu_ps(two.as_ptr().add(LANES)));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), to_pairs(low, high));
+        }
+    }
+}
+
 /// eˣ within 2 units of the last place for x ≤ 0; 0 where that underflows.
 ///
 /// 2ⁿ · eʳ with |r| ≤ ln 2 / 2, eʳ by its Taylor polynomial of degree 7 (the next term is below 2⁻²⁸).

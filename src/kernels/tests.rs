@@ -271,9 +271,10 @@ fn what_is_not_a_number_stays_so() {
 /// Any number of queries, keys, heads, and values a head.
 #[test]
 fn attention_is_that_of_plain_loops() {
-    if !Kernels::detect().attend() {
-        return;
-    }
+    available().filter(|how| how.attend()).for_each(attention_of);
+}
+
+fn attention_of(how: Kernels) {
     let mut random = Random(4);
     for i in 0..40 {
         let (d, n_head) = if i == 0 { (104, 2) } else { (1 + random.below(140), 1 + random.below(4)) };
@@ -288,12 +289,12 @@ fn attention_is_that_of_plain_loops() {
         }
         let got = file.compute(1 + random.below(4), |c, t| {
             let [q, k, v] = [0, 1, 2].map(|i| c.view_heads(t[i], 0, d, n_head));
-            attention(c, q, k, v)
+            attention(c, how, q, k, v)
         });
         // bf16 has 8 bits: up to 0.2 % of each of q, k, weights and values; scores are off by as much of their size.
         let want = plain_attention([&q, &k, &v], d, n_head);
         let bound = 0.004 + 0.002 * f64::from(size) * (d as f64).sqrt() / 3.0;
-        assert!(distance(&got, &want) < bound, "{d} {n_head} {n_q} {n_kv} {size}: {}", distance(&got, &want));
+        assert!(distance(&got, &want) < bound, "{how:?}: {d} {n_head} {n_q} {n_kv} {size}: {}", distance(&got, &want));
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn attention<'c>(
     v: Tensor<'c>,
 ) -> Tensor<'c> {
     if how.attention == Attention::Flash && how.kernels.attend() {
-        return kernels::attention(c, q, k, v);
+        return kernels::attention(c, how.kernels, q, k, v);
     }
     let [d, n_head, n_q, _] = q.dims();
     let scale = 1.0 / (d as f32).sqrt();
