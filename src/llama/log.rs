@@ -24,8 +24,10 @@ struct State {
 
 static STATE: Mutex<State> = Mutex::new(State { listener: None, last_error: String::new() });
 
-/// Every later log text goes to `listener`, which must not log itself. A text may be part of a line.
+/// Every later log text goes to `listener`, which must not log itself. A text may be part of a line. Before the first call, ggml logs to
+/// stderr while it looks for devices.
 pub fn set_log(listener: impl Fn(LogLevel, &str) + Send + 'static) {
+    install();
     if let Ok(mut state) = STATE.lock() {
         state.listener = Some(Box::new(listener));
     }
