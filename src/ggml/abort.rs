@@ -8,7 +8,8 @@ use llama_cpp_sys_2 as sys;
 use crate::error::ErrorKind;
 
 /// From now on the process ends with one line on stderr and exit code 5 where C++ gets no memory, 1 where an assertion of ggml
-/// fails or a library calls `abort()`. There is no way back: C has nothing to return to.
+/// fails, a library calls `abort()`, or the program was built for another CPU and comes to an instruction that this one lacks.
+/// There is no way back: C has nothing to return to.
 pub fn explain_aborts() {
     // SAFETY: the callback is a plain function that may be called from any thread; ggml keeps it for good.
     unsafe { sys::ggml_set_abort_callback(Some(assertion_failed)) };
@@ -24,9 +25,12 @@ pub fn explain_aborts() {
     }
     #[cfg(unix)]
     {
-        let handler: extern "C" fn(libc::c_int) = aborted;
-        // SAFETY: the handler only calls what may be called there, and does not return.
-        unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
+        let handlers: [(libc::c_int, extern "C" fn(libc::c_int)); 2] =
+            [(libc::SIGABRT, aborted), (libc::SIGILL, of_another_cpu)];
+        for (signal, handler) in handlers {
+            // SAFETY: the handler only calls what may be called there, and does not return.
+            unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        }
     }
 }
 
@@ -63,6 +67,13 @@ pub extern "C" fn no_memory() {
 #[cfg(unix)]
 extern "C" fn aborted(_signal: libc::c_int) {
     end(&[b"\nerror: this is a bug, please report it: a library stopped the program\n"], ErrorKind::Other)
+}
+
+/// Where features are asked for at run time this does not happen; the compilers were told which ones there are.
+#[cfg(unix)]
+extern "C" fn of_another_cpu(_signal: libc::c_int) {
+    const MESSAGE: &[u8] = b"\nerror: this program was built for another CPU: this one lacks an instruction that it uses; build it on this machine\n";
+    end(&[MESSAGE], ErrorKind::Other)
 }
 
 /// Allocates nothing.
@@ -110,6 +121,10 @@ mod tests {
             },
             // SAFETY: as above.
             "memory" => unsafe { sys::ggml_abort(c"ggml.c".as_ptr(), 7, c"ctx->mem_buffer != NULL".as_ptr()) },
+            // SAFETY: the signal that such an instruction is.
+            "instruction" => unsafe {
+                libc::raise(libc::SIGILL);
+            },
             _ => std::process::abort(),
         }
     }
@@ -129,6 +144,8 @@ mod tests {
         check("memory", 5, memory);
         let worker = "error: a machine of --rpc has gone away, or what listens there is no qvl worker of this version";
         check("worker", 1, worker);
+        let cpu = "error: this program was built for another CPU: this one lacks an instruction that it uses; build it on this machine";
+        check("instruction", 1, cpu);
         check("abort", 1, "error: this is a bug, please report it: a library stopped the program");
     }
 }
