@@ -532,9 +532,9 @@ pub struct PromptCacheArgs {
 #[derive(Args)]
 pub struct DraftArgs {
     /// Guess what comes next where prompt or answer repeat themselves, and read several tokens at a time: auto as many as
-    /// pays where a token waits for memory, off, or always N. The model decides on each
-    #[arg(long, env = "QVL_DRAFT", value_name = "auto|off|N", default_value = "off", value_parser = draft)]
-    pub draft: Draft,
+    /// pays, off, or always N. The model decides on each (default: auto for K-quants on CPUs with AVX-512 VNNI, else off)
+    #[arg(long, env = "QVL_DRAFT", value_name = "auto|off|N", value_parser = draft)]
+    pub draft: Option<Draft>,
 }
 
 #[derive(Args)]

@@ -105,9 +105,14 @@ impl Devices {
         if GIVEN_UP.load(Ordering::Relaxed) { Device::cpu() } else { Ok(self.vision) }
     }
 
+    /// Whether any device may have layers.
+    pub fn have_layers(&self) -> bool {
+        !GIVEN_UP.load(Ordering::Relaxed) && !self.offload.is_empty()
+    }
+
     /// Layers of `text` on devices, as many as are wanted and fit with their part of the cache.
     pub fn place(&self, text: &TextFile, args: &ContextArgs, settings: &SessionSettings) -> Vec<Placed> {
-        if GIVEN_UP.load(Ordering::Relaxed) || self.offload.is_empty() {
+        if !self.have_layers() {
             return Vec::new();
         }
         let h = text.hparams();

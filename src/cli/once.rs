@@ -27,7 +27,7 @@ pub struct Query<'a> {
     pub context: &'a ContextArgs,
     pub cache: &'a CacheArgs,
     pub prompt_cache: &'a PromptCacheArgs,
-    pub draft: Draft,
+    pub draft: Option<Draft>,
     pub generation: &'a GenerationArgs,
     pub quiet: bool,
     /// When the program began.
@@ -104,7 +104,8 @@ fn settings(query: &Query<'_>, text: &TextFile, prompt: &Prompt, n_predict: usiz
     // What was read may be longer than the prompt, where an answer was taken back or old turns are left out.
     let n_past = query.past.map_or(0, |past| past.snapshot.read.len());
     let sizes = (n_prompt.max(n_past), n_predict);
-    let fitted = pipeline::fitted_session(text, query.context, sizes, n_prompt, query.draft, query.quiet)?;
+    let draft = pipeline::draft(text, query.context, query.draft)?;
+    let fitted = pipeline::fitted_session(text, query.context, sizes, n_prompt, draft, query.quiet)?;
     if n_prompt > fitted.settings.n_ctx {
         return Err(too_long(n_prompt, fitted.settings.n_ctx));
     }
@@ -165,7 +166,7 @@ pub fn answer(
     if let Some(matcher) = matcher {
         sampler.constrain(matcher);
     }
-    let stops = GenerateSettings { draft: query.draft, ..stops };
+    let stops = GenerateSettings { draft: pipeline::draft(text, query.context, query.draft)?, ..stops };
     let decode_start = Instant::now();
     let mut first_token = None;
     let answer = generate(&mut session, Generation::new(text.tokenizer(), sampler, stops), &STOP, |piece| {

@@ -11,7 +11,7 @@ use qvl::error::{Error, ErrorKind, Result};
 use qvl::ggml::{Backend, Device, DeviceKind, OpCounts, WatchFn};
 use qvl::gguf::Gguf;
 use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
-use qvl::kernels::Kernels;
+use qvl::kernels::{self, Kernels};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
 use qvl::mmap::MappedFile;
 use qvl::names::general;
@@ -68,7 +68,7 @@ impl Mmproj {
 
     /// As `device` computes it: our kernels are the CPU's.
     fn computed(&self, args: &ContextArgs, device: Device) -> Result<VisionModel<'_>> {
-        let kernels = kernels(args)?;
+        let kernels = vision_kernels(args)?;
         let is_cpu = device.kind() == DeviceKind::Cpu;
         Ok(self.model()?.with_kernels(if is_cpu { kernels } else { Kernels::Ggml }))
     }
@@ -238,7 +238,7 @@ pub fn attention(args: &ContextArgs) -> Attention {
 }
 
 /// Whose kernels compute the vision tower, where they can. Errors (kind usage): this CPU does not have them.
-fn kernels(args: &ContextArgs) -> Result<Kernels> {
+fn vision_kernels(args: &ContextArgs) -> Result<Kernels> {
     let wanted = match args.vision_kernels {
         KernelsMode::Auto => Kernels::detect(),
         KernelsMode::Ggml => Kernels::Ggml,
@@ -329,6 +329,16 @@ pub fn load_model(
         model.keep_layers(text.parts(), text.layers().to_vec(), n_kept)?;
     }
     Ok(model)
+}
+
+/// How tokens are guessed: as told, else where several columns of weights cost hardly more than one and round alike, which is what our
+/// kernels for K-quants do, on the CPU. Errors (kind usage): a device is not there.
+pub fn draft(text: &TextFile, args: &ContextArgs, wanted: Option<Draft>) -> Result<Draft> {
+    let has_devices = devices::chosen(args)?.have_layers();
+    Ok(wanted.unwrap_or_else(|| {
+        let pays = text.is_all_k_quants() && kernels::multiplies_few_columns() && !has_devices;
+        if pays { Draft::Auto } else { Draft::Off }
+    }))
 }
 
 /// How weights are loaded for a session with these settings. Errors (kind usage): a device is not there.

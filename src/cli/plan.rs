@@ -28,7 +28,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         _ => Some(room::vision_phase(&Mmproj::open(&args.model, &text)?, &args.context)?),
     };
     let wanted = pipeline::wanted_settings(&text, &args.context, (n_prompt, n_predict), n_prompt)?;
-    let wanted = wanted.with_draft(args.draft.draft);
+    let wanted = wanted.with_draft(pipeline::draft(&text, &args.context, args.draft.draft)?);
     let fitted = room::fit(&text, &args.context, wanted);
     let (fitted, error) = match fitted {
         Ok(fitted) => (fitted, None),

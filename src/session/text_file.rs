@@ -29,6 +29,7 @@ pub struct TextFile {
     repack_bytes: u64,
     layers: Vec<Range<u64>>,
     output_bytes: u64,
+    is_all_k_quants: bool,
     adapters: Vec<AdapterFile>,
 }
 
@@ -42,9 +43,16 @@ fn layer_range(gguf: &Gguf, il: usize) -> Range<u64> {
 
 /// Whether ggml's CPU backend has another layout for it (`ggml_repack_get_optimal_repack_type` on x86 and Arm).
 fn is_repacked(tensor: &TensorInfo) -> bool {
-    let is_of_a_layer = tensor.dims.len() == 2 && tensor.name != text_tensor::TOKEN_EMBD;
     let types = [GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::IQ4_NL];
-    is_of_a_layer && tensor.dims[1].is_multiple_of(8) && types.contains(&tensor.ty)
+    is_multiplied(tensor) && tensor.dims[1].is_multiple_of(8) && types.contains(&tensor.ty)
+}
+
+fn is_multiplied(tensor: &TensorInfo) -> bool {
+    tensor.dims.len() == 2 && tensor.name != text_tensor::TOKEN_EMBD
+}
+
+fn is_k_quant(tensor: &TensorInfo) -> bool {
+    [GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K].contains(&tensor.ty)
 }
 
 impl TextFile {
@@ -71,6 +79,7 @@ impl TextFile {
                 repack_bytes,
                 layers,
                 output_bytes,
+                is_all_k_quants: gguf.tensors().iter().filter(|t| is_multiplied(t)).all(is_k_quant),
                 adapters: Vec::new(),
             })
         };
@@ -122,6 +131,11 @@ impl TextFile {
     /// Bytes of each layer's weights in the file, or in all of its parts one behind the other.
     pub fn layers(&self) -> &[Range<u64>] {
         &self.layers
+    }
+
+    /// Whether all matrices that a token is multiplied with are `q4_k`, `q5_k` or `q6_k`.
+    pub fn is_all_k_quants(&self) -> bool {
+        self.is_all_k_quants
     }
 
     /// Bytes of the output matrix and of the norm before it.

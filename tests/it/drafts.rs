@@ -222,3 +222,15 @@ fn the_flag_is_proven_and_goes_before_the_environment() {
     assert_eq!((n_drafted(None), n_drafted(Some("0"))), (0, 0));
     assert!(n_drafted(Some("auto")) > 0);
 }
+
+/// Where several columns cost hardly more than one, and round alike; nowhere else.
+#[test]
+fn guessing_is_the_default_for_k_quants_where_kernels_of_ours_read_them() {
+    let n_drafted = |model: &Model| {
+        let mut command = qvl();
+        command.args(["ask", "-q", "--json", "--raw", "--temp", "0", "-n", "20", "-m"]).arg(&model.text);
+        drafts(&run(command.arg(copying())).json()).0
+    };
+    assert_eq!(n_drafted(&tiny("q4_k_m", "q8_0")) > 0, qvl::kernels::multiplies_few_columns());
+    assert_eq!(n_drafted(&tiny("q8_0", "q8_0")), 0);
+}

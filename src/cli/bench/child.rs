@@ -169,7 +169,7 @@ fn question(
         context: &args.context,
         cache: &cache,
         prompt_cache: &PromptCacheArgs { cache_prompt: false },
-        draft: Draft::Off,
+        draft: Some(Draft::Off),
         generation: &generation,
         quiet: true,
         start,

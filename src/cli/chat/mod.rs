@@ -63,7 +63,7 @@ pub fn run(mut args: ChatArgs, quiet: bool) -> Result<()> {
     let n_first = |chat: &Chat<'_>| -> Result<usize> {
         Ok(chat.n_used()?.max(n_past).saturating_add(chat.n_predict()).saturating_add(64))
     };
-    let draft = args.draft.draft;
+    let draft = pipeline::draft(&text, &args.context, args.draft.draft)?;
     // Flags are proven before the long work.
     let first = answer::first_settings(&text, &args.context, n_first(&chat)?, draft, true)?;
     let text_bytes = room::fitted_phase(&text, &args.context, &first).bytes();
