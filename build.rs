@@ -18,7 +18,8 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_DYNAMIC_BACKENDS").is_some() {
         // ggml's kernels are in libraries then, chosen at run time, which lie where `scripts/package.sh` puts them.
         if var("TARGET_OS") == "linux" {
-            println!("cargo::rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib/qvl");
+            // Of the older kind, which those libraries' own libraries (libgomp) are looked for by as well.
+            println!("cargo::rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib/qvl,--disable-new-dtags");
         }
         return;
     }

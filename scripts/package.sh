@@ -24,8 +24,11 @@ mkdir -p "$out"/{bin,lib/qvl,share/man/man1,share/bash-completion/completions,sh
 install -m 755 "$target"/release/{qvl,qvl-convert} "$out/bin"
 built=$(ls -dt "$target"/release/build/llama-cpp-sys-2-*/out | head -n 1)
 # ggml and llama.cpp under the names that the loader asks for, and what is loaded by ggml.
-cp -L "$built"/lib/lib{llama,ggml,ggml-base}.so.* "$built"/backends/*.so "$out/lib/qvl/"
-rm -f "$out"/lib/qvl/*.so.*.*
+for library in llama ggml ggml-base; do
+    file=$(find "$built/lib" -name "lib$library.so" | head -n 1)
+    cp -L "$file" "$out/lib/qvl/$(objdump -p "$file" | awk '$1 == "SONAME" { print $2 }')"
+done
+cp "$built"/backends/*.so "$out/lib/qvl/"
 # Not on every machine: the runtime libraries of the compiler, under its exception for such use.
 for library in libgomp.so.1 libstdc++.so.6 libgcc_s.so.1; do
     cp -L "$(c++ -print-file-name=$library)" "$out/lib/qvl/"
@@ -63,7 +66,7 @@ run qvl-convert checkpoint -q -t q4_k_m --name m -o model
 answer=$(run qvl ask -q -m model/m-Q4_K_M.gguf -i shapes.png --temp 0 "How many shapes are there?")
 echo "$answer"
 [ -n "$answer" ]
-if ldd "$name"/bin/qvl "$name"/lib/qvl/*.so* | grep 'not found'; then
+if ldd "$name"/bin/* | grep 'not found'; then
     echo "error: a library is missing" >&2
     exit 1
 fi

@@ -110,6 +110,10 @@ fn decoding_kernels() -> &'static str {
 
 /// What to say when the CPU has SIMD that this build does not use.
 pub fn simd_warning() -> Option<String> {
+    // There ggml has chosen the best of its libraries for this CPU; to build again would not bring what it lacks.
+    if cfg!(feature = "dynamic-backends") {
+        return None;
+    }
     let missing: Vec<_> = simd_features().into_iter().filter(|f| f.present && !f.built).map(|f| f.name).collect();
     (!missing.is_empty()).then(|| {
         format!(
