@@ -66,6 +66,7 @@ fn choose(args: &ContextArgs) -> Result<Devices> {
             devices.into_iter().filter(Device::is_offload).collect()
         }
     };
+    check_list(&offload)?;
     let vision = match args.vision_device.as_str() {
         // Weights are copied there for each look: not over a network unless that is asked for.
         "auto" => offload.iter().copied().find(|device| !workers.contains(device)).unwrap_or(cpu),
@@ -85,8 +86,23 @@ pub fn named(name: &str, all: &[Device]) -> Result<Device> {
     })
 }
 
+/// Errors (kind usage): a device twice, or more than ggml's scheduler takes beside the CPU: both would stop the process there.
+fn check_list(devices: &[Device]) -> Result<()> {
+    const MOST: usize = 15;
+    if let Some((_, twice)) = devices.iter().enumerate().find(|(i, device)| devices[..*i].contains(device)) {
+        return Err(Error::usage(format!("device {} is named twice", twice.name().to_lowercase())));
+    }
+    if devices.len() > MOST {
+        return Err(Error::usage(format!("{} devices for layers (expected up to {MOST})", devices.len())));
+    }
+    Ok(())
+}
+
 /// Errors (kind usage): nobody listens at `HOST:PORT`. ggml would stop the process for that.
 fn answers(endpoint: &str) -> Result<()> {
+    if !cfg!(feature = "rpc") {
+        return Err(Error::usage("--rpc: this build talks to no other machine (it lacks the feature rpc)"));
+    }
     let failed = |why: String| Error::usage(format!("--rpc {endpoint}: {why}; start one there with: qvl worker"));
     let addresses = endpoint.to_socket_addrs().map_err(|e| failed(e.to_string()))?;
     let mut why = "no address".to_owned();

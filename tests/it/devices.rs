@@ -149,6 +149,8 @@ fn what_is_not_there_is_a_usage_error() {
     // Nobody listens at a port that was just given back.
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     ask(&["--rpc", &gone]).fails(2, "start one there with: qvl worker");
+    let worker = Worker::start();
+    ask(&["--rpc", &format!("{0},{0}", worker.address)]).fails(2, "is named twice");
     run(qvl().args(["worker", "--host", "192.0.2.1"])).fails(1, "cannot listen at 192.0.2.1:50052");
     run(qvl().args(["worker", "--device", "cuda7"])).fails(2, "device \"cuda7\" is not there");
 }
