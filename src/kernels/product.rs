@@ -103,22 +103,16 @@ impl Custom for Pack {
         let [k, n, ..] = task.arg(0).dims;
         let n_blocks = k.div_ceil(DEPTH);
         // SAFETY: inputs and norms are f32 (the graph was made so).
-        let (x, norm): (&[f32], [&[f32]; 2]) =
-            unsafe { (task.arg(0).values(), [task.arg(1).values(), task.arg(2).values()]) };
-        let mut column = vec![0.0; n_blocks * DEPTH];
+        let mut input = unsafe { Input::of(task, self.eps) };
         for group in self.share.take(n.div_ceil(COLUMNS), task.n_threads) {
             // SAFETY: a group belongs to the one thread that took it; a ColumnBlock is numbers only.
             let blocks: &mut [ColumnBlock] = unsafe { task.out(group * n_blocks, n_blocks) };
             for j in 0..COLUMNS {
-                let Some(values) = x.chunks_exact(k).nth(group * COLUMNS + j) else {
+                let Some(column) = input.column(group * COLUMNS + j) else {
                     blocks.iter_mut().for_each(|block| block.put(j, &[0; DEPTH], 0.0));
                     continue;
                 };
-                column[..k].copy_from_slice(values);
-                if !norm[0].is_empty() {
-                    normalise(&mut column[..k], norm, self.eps);
-                }
-                for (block, values) in blocks.iter_mut().zip(column.as_chunks::<DEPTH>().0) {
+                for (block, values) in blocks.iter_mut().zip(column) {
                     // SAFETY: `inner_of` has seen what the CPU needs.
                     let (bytes, scale) = unsafe { (self.inner.to_int8)(values) };
                     block.put(j, &bytes, scale);
@@ -137,8 +131,42 @@ fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f64 {
     sums.iter().map(|sum| f64::from(*sum)).sum()
 }
 
+/// Columns on their way to be packed, one after the other.
+pub(super) struct Input<'a> {
+    x: &'a [f32],
+    k: usize,
+    norm: [&'a [f32]; 2],
+    eps: f32,
+    /// The column that was taken last, normalised, with zeros to the end of its last block.
+    column: Vec<f32>,
+}
+
+impl<'a> Input<'a> {
+    /// Those of an operation on x `[k, n]` and, if it is to be normalised, weight and bias of its LayerNorm.
+    ///
+    /// # Safety
+    /// All arguments are f32.
+    pub(super) unsafe fn of(task: &Task<'a>, eps: f32) -> Self {
+        let k = task.arg(0).dims[0];
+        // SAFETY: by this function's contract.
+        let (x, norm) = unsafe { (task.arg(0).values(), [task.arg(1).values(), task.arg(2).values()]) };
+        Input { x, k, norm, eps, column: vec![0.0; k.next_multiple_of(DEPTH)] }
+    }
+
+    /// The blocks of column `j`; `None` behind the last one.
+    pub(super) fn column(&mut self, j: usize) -> Option<&[[f32; DEPTH]]> {
+        let values = self.x.chunks_exact(self.k).nth(j)?;
+        let column = &mut self.column[..self.k];
+        column.copy_from_slice(values);
+        if !self.norm[0].is_empty() {
+            normalise(column, self.norm, self.eps);
+        }
+        Some(self.column.as_chunks().0)
+    }
+}
+
 /// LayerNorm of one column: (x − mean) / sqrt(biased variance + eps) · weight + bias.
-pub(super) fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
+fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
     let n = values.len() as f64;
     let mean = (sum(values, |x| x) / n) as f32;
     let variance = (sum(values, |x| (x - mean) * (x - mean)) / n) as f32;

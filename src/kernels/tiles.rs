@@ -6,7 +6,7 @@
 
 use super::amx::{self, Shapes, Sums, TILE_ROWS, Tile, WeightTiles};
 use super::panel::{self, DEPTH, Form, PanelBlock, ROWS};
-use super::product::{Ending, normalise};
+use super::product::{Ending, Input};
 use crate::ggml::{Context, Custom, Operand, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
@@ -46,9 +46,7 @@ impl Custom for Pack {
         let [k, n, ..] = task.arg(0).dims;
         let n_blocks = k.div_ceil(DEPTH);
         // SAFETY: inputs and norms are f32 (the graph was made so).
-        let (x, norm): (&[f32], [&[f32]; 2]) =
-            unsafe { (task.arg(0).values(), [task.arg(1).values(), task.arg(2).values()]) };
-        let mut column = vec![0.0; n_blocks * DEPTH];
+        let mut input = unsafe { Input::of(task, self.eps) };
         // SAFETY: no bytes.
         let start = unsafe { task.out::<u8>(0, 0) }.as_ptr().align_offset(ALIGNMENT);
         for group in self.share.take(n_groups(n), task.n_threads) {
@@ -57,15 +55,11 @@ impl Custom for Pack {
             let bytes: &mut [u8] = unsafe { task.out(start + group * n_bytes, n_bytes) };
             for j in 0..TILE_ROWS {
                 let rows = bytes.as_chunks_mut::<64>().0.iter_mut().skip(j).step_by(TILE_ROWS);
-                let Some(values) = x.chunks_exact(k).nth(group * TILE_ROWS + j) else {
+                let Some(column) = input.column(group * TILE_ROWS + j) else {
                     rows.for_each(|row| row.fill(0));
                     continue;
                 };
-                column[..k].copy_from_slice(values);
-                if !norm[0].is_empty() {
-                    normalise(&mut column[..k], norm, self.eps);
-                }
-                for (row, values) in rows.zip(column.as_chunks::<DEPTH>().0) {
+                for (row, values) in rows.zip(column) {
                     // SAFETY: `inner_of` has seen what the CPU needs.
                     unsafe { amx::round(values, row) };
                 }
