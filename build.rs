@@ -1,8 +1,9 @@
 //! Lets ggml call our kernels for rows of weights (`src/kernels/row.rs`), where it is compiled for what they need and part of
 //! the program. Examples keep ggml's: `llama-speed` is what ours is held against.
 
-/// Their C names, and that of what ggml asks before each operation (`src/kernels/few.rs`).
-const KERNELS: [&str; 6] = [
+/// Their C names, and those of what ggml asks before each operation (`src/kernels/hook.rs`).
+const KERNELS: [&str; 7] = [
+    "ggml_cpu_extra_work_size",
     "ggml_cpu_extra_compute_forward",
     "ggml_vec_dot_q4_0_q8_0",
     "ggml_vec_dot_q8_0_q8_0",

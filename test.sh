@@ -10,4 +10,4 @@ RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib --quiet
 cargo test --release
 
 # What was computed by the best kernels of this CPU, again by ggml's.
-QVL_VISION_KERNELS=ggml cargo test --release --test it -- goldens sees
+QVL_VISION_KERNELS=ggml QVL_PROMPT_KERNELS=ggml cargo test --release --test it -- goldens sees

@@ -480,6 +480,10 @@ pub struct WorkerArgs {
     /// Threads of the CPU (default: physical cores)
     #[arg(short, long, env = "QVL_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub threads: Option<u16>,
+    /// Kernels that multiply a prompt's tokens with quantised weights on x86-64 Linux: ours for AMX or AVX-512 where the CPU has it, else
+    /// ggml's (auto); or by name
+    #[arg(long, env = "QVL_PROMPT_KERNELS", value_name = "NAME", default_value = "auto")]
+    pub prompt_kernels: KernelsMode,
     /// Keep weights that were sent once in this directory, so that they need not be sent again
     #[arg(long, value_name = "DIR")]
     pub weights_cache: Option<PathBuf>,
@@ -661,6 +665,9 @@ pub struct ContextArgs {
     /// and for ARM with dotprod or i8mm
     #[arg(long, env = "QVL_VISION_KERNELS", value_name = "NAME", default_value = "auto")]
     pub vision_kernels: KernelsMode,
+    /// Kernels that multiply a prompt's tokens with quantised weights on x86-64 Linux: as --vision-kernels
+    #[arg(long, env = "QVL_PROMPT_KERNELS", value_name = "NAME", default_value = "auto")]
+    pub prompt_kernels: KernelsMode,
     /// Memory to take at most, like 4.5G (default: what is there); ask, chat and detect choose what fits, and tell it
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use qvl::error::Result;
 use qvl::ggml::{Device, DeviceKind, SimdFeature, simd_features};
-use qvl::kernels::{Kernels, multiplies_rows};
+use qvl::kernels::{Kernels, multiplies_many_columns, multiplies_rows};
 use qvl::memory::{available_bytes, human_bytes, total_bytes};
 use qvl::quant::GgmlType;
 use serde_json::json;
@@ -32,6 +32,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "simd": simd,
             "vision_kernels": Kernels::detect().name(),
             "vision_kernels_available": available.iter().map(|k| k.name()).collect::<Vec<_>>(),
+            "prompt_kernels": prompt_kernels(),
             "decoding_kernels": decoding_kernels(),
             "warnings": warning.into_iter().collect::<Vec<_>>(),
         }));
@@ -50,7 +51,13 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     let _ = writeln!(text, "SIMD     CPU: {}\n         build: {}", names(|f| f.present), names(|f| f.built));
-    let _ = writeln!(text, "kernels  vision {}, decoding {}", Kernels::detect().name(), decoding_kernels());
+    let _ = writeln!(
+        text,
+        "kernels  vision {}, prompts {}, decoding {}",
+        Kernels::detect().name(),
+        prompt_kernels(),
+        decoding_kernels()
+    );
     for (i, device) in devices.iter().enumerate() {
         let first = if i == 0 { "devices" } else { "" };
         let _ = writeln!(text, "{first:<9}{}", device_text(device, &devices));
@@ -101,6 +108,11 @@ fn device_json(device: &Device) -> serde_json::Value {
         "name": device.name().to_lowercase(), "description": device.description(), "kind": kind,
         "free_bytes": memory.free, "total_bytes": memory.total,
     })
+}
+
+/// Whose kernels multiply quantised weights with the columns of a prompt.
+fn prompt_kernels() -> &'static str {
+    if multiplies_many_columns() { Kernels::detect().name() } else { Kernels::Ggml.name() }
 }
 
 /// Whose kernels multiply rows of quantised weights with one column.

@@ -68,7 +68,7 @@ impl Mmproj {
 
     /// As `device` computes it: our kernels are the CPU's.
     fn computed(&self, args: &ContextArgs, device: Device) -> Result<VisionModel<'_>> {
-        let kernels = vision_kernels(args)?;
+        let kernels = kernels_of("--vision-kernels", args.vision_kernels)?;
         let is_cpu = device.kind() == DeviceKind::Cpu;
         Ok(self.model()?.with_kernels(if is_cpu { kernels } else { Kernels::Ggml }))
     }
@@ -237,9 +237,9 @@ pub fn attention(args: &ContextArgs) -> Attention {
     }
 }
 
-/// Whose kernels compute the vision tower, where they can. Errors (kind usage): this CPU does not have them.
-fn vision_kernels(args: &ContextArgs) -> Result<Kernels> {
-    let wanted = match args.vision_kernels {
+/// The kernels that a flag names. Errors (kind usage): this CPU does not have them.
+fn kernels_of(flag: &str, mode: KernelsMode) -> Result<Kernels> {
+    let wanted = match mode {
         KernelsMode::Auto => Kernels::detect(),
         KernelsMode::Ggml => Kernels::Ggml,
         KernelsMode::Avxvnni => Kernels::AvxVnni,
@@ -251,10 +251,24 @@ fn vision_kernels(args: &ContextArgs) -> Result<Kernels> {
     if !wanted.is_available() {
         let name = wanted.name();
         return Err(Error::usage(format!(
-            "--vision-kernels {name}: this CPU, or the system on it, does not have what they need; leave it at auto"
+            "{flag} {name}: this CPU, or the system on it, does not have what they need; leave it at auto"
         )));
     }
     Ok(wanted)
+}
+
+/// Lets these kernels read prompts from now on. Errors (kind usage): this CPU does not have them, or this build cannot use them.
+pub fn use_prompt_kernels(mode: KernelsMode) -> Result<()> {
+    const FLAG: &str = "--prompt-kernels";
+    let wanted = kernels_of(FLAG, mode)?;
+    if mode != KernelsMode::Auto && wanted != Kernels::Ggml && !kernels::multiplies_many_columns() {
+        let name = wanted.name();
+        return Err(Error::usage(format!(
+            "{FLAG} {name}: this build leaves prompts to ggml; those for x86-64 Linux and AVX2 do not"
+        )));
+    }
+    kernels::set_prompt_kernels(wanted);
+    Ok(())
 }
 
 /// A picture's way through the vision tower.
@@ -308,6 +322,7 @@ pub fn load_model(
     n_kept: Option<usize>,
     quiet: bool,
 ) -> Result<Model> {
+    use_prompt_kernels(args.prompt_kernels)?;
     let _spinner = spinner(quiet, "loading the model".to_owned());
     let devices = devices::chosen(args)?;
     let placed = devices.place(text, args, settings);

@@ -144,15 +144,19 @@ impl<'d> Context<'d> {
 
     /// Matrix product: `a` `[k, m, ..]` and `b` `[k, n, ..]` give `[m, n, ..]`, f32, summed in f32 on every device.
     pub fn mul_mat<'c>(&'c self, a: Tensor<'c>, b: Tensor<'c>) -> Tensor<'c> {
+        let product = self.mul_mat_as_fast(a, b);
+        // GPUs would sum in f16 where they can, which costs 0.7 % of an embedding.
+        // SAFETY: a product.
+        unsafe { sys::ggml_mul_mat_set_prec(product.ptr.as_ptr(), sys::GGML_PREC_F32) };
+        product
+    }
+
+    /// As [`mul_mat`](Self::mul_mat), summed as the device does it fastest: what llama.cpp's graphs have.
+    pub fn mul_mat_as_fast<'c>(&'c self, a: Tensor<'c>, b: Tensor<'c>) -> Tensor<'c> {
         let (x, y) = (a.dims(), b.dims());
         assert!(x[0] == y[0] && y[2] % x[2] == 0 && y[3] % x[3] == 0, "mul_mat of {x:?} and {y:?}");
         // SAFETY: operands belong to this context and fit together (asserted).
-        self.tensor(unsafe {
-            let product = sys::ggml_mul_mat(self.c(), a.ptr.as_ptr(), b.ptr.as_ptr());
-            // GPUs would sum in f16 where they can, which costs 0.7 % of an embedding.
-            sys::ggml_mul_mat_set_prec(product, sys::GGML_PREC_F32);
-            product
-        })
+        self.tensor(unsafe { sys::ggml_mul_mat(self.c(), a.ptr.as_ptr(), b.ptr.as_ptr()) })
     }
 
     /// `a` with `n` zeros behind each of its rows: `[ne0, ..]` gives `[ne0 + n, ..]`. Copies.

@@ -1,36 +1,44 @@
 //! The inner loops for AMX with BF16 (Xeons since Sapphire Rapids): eight registers of 16 rows of 64 bytes, and an instruction that
 //! multiplies two of them.
 //!
-//! A product keeps 2 × 2 tiles of sums over the whole depth: four tiles loaded serve four multiplications. What is loaded comes from
-//! the second cache, and loads of tiles do not run ahead, so that lines are asked for two steps before they are needed.
+//! A product keeps 2 × 2 tiles of sums: four tiles loaded serve four multiplications. What is loaded comes from the second cache, and
+//! loads of tiles do not run ahead, so that lines are asked for two steps before they are needed.
 //!
 //! Rust has the instructions as inline assembly only. The system has to be asked once before a process may use them (Linux:
 //! `arch_prctl`), and the shapes of tiles belong to a thread: ggml's threads do other work in between, so that [`Shapes`] sets them
 //! for a share of work and gives them back.
+
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
 use super::avx512::{LANES, load, to_pairs};
-use super::panel::{DEPTH, Form, PanelBlock, ROWS};
+use super::panel::DEPTH;
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 16;
-/// Columns that are multiplied together, and rows: two tiles of each.
+/// Rows that are multiplied together, and columns: two tiles of each.
 pub const SIDE: usize = 2 * TILE_ROWS;
 
-/// A register's bytes: of activations `[column][32 of depth]`, of weights `[pair of depth][row][2]`, bf16.
+/// A register's bytes: on the left of a product `[row][32 of depth]`, on the right `[pair of depth][column][2]`, bf16.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Tile(pub [[u8; 64]; TILE_ROWS]);
 
-/// 32 rows of weights, 32 of depth.
-pub type WeightTiles = [Tile; 2];
+/// 32 of depth of 32 rows or columns.
+pub type Tiles = [Tile; 2];
 
-/// Sums `[column][row]`.
+/// Sums `[row][column]`.
+#[derive(Clone)]
 #[repr(C, align(64))]
-pub struct Sums(pub [[f32; ROWS]; SIDE]);
+pub struct Sums(pub [[f32; SIDE]; SIDE]);
+
+impl Sums {
+    /// Zeros.
+    pub const ZERO: Self = Sums([[0.0; SIDE]; SIDE]);
+}
 
 impl Tile {
     /// Zeros.
@@ -113,52 +121,62 @@ impl Drop for Shapes {
     }
 }
 
-/// 32 rows of weights times 32 columns, both over the same depth.
-pub fn multiply(_: &Shapes, weights: &[WeightTiles], columns: [&[Tile]; 2], sums: &mut Sums) {
-    let n = weights.len();
-    assert!(columns.iter().all(|tiles| tiles.len() == n), "the same depth");
+/// Adds to `sums` 32 rows times 32 columns, both over the same depth; or sets them, where they are the `first`.
+pub fn multiply(_: &Shapes, rows: &[Tiles], columns: &[Tiles], sums: &mut Sums, first: bool) {
+    let n = rows.len();
+    assert!(columns.len() == n, "the same depth");
     if n == 0 {
-        sums.0 = [[0.0; ROWS]; SIDE];
+        if first {
+            *sums = Sums::ZERO;
+        }
         return;
     }
-    // SAFETY: the shapes are set, so it is available; n tiles of each are read; 32 × 32 sums are written.
+    // SAFETY: the shapes are set, so it is available; n tiles of each are read; 32 × 32 sums are read and written.
     unsafe {
         asm!(
+            "test {first:e}, {first:e}",
+            "jz 3f",
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "jmp 2f",
+            "3:",
+            "tileloadd tmm0, [{sums} + {line}]",
+            "tileloadd tmm1, [{sums} + {line} + 64]",
+            "tileloadd tmm2, [{sums} + {line} + 2048]",
+            "tileloadd tmm3, [{sums} + {line} + 2112]",
             "2:",
-            "tileloadd tmm4, [{x0} + {row}]",
+            "tileloadd tmm4, [{a} + {row}]",
             ".irp line, 0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960",
-            "prefetcht0 [{x0} + 2048 + \\line]",
+            "prefetcht0 [{a} + 4096 + \\line]",
             ".endr",
-            "tileloadd tmm6, [{w} + {row}]",
-            "tileloadd tmm7, [{w} + {row} + 1024]",
+            "tileloadd tmm6, [{b} + {row}]",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             ".irp line, 0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960",
-            "prefetcht0 [{w} + 4096 + \\line]",
+            "prefetcht0 [{b} + 4096 + \\line]",
             ".endr",
-            "tileloadd tmm5, [{x1} + {row}]",
+            "tileloadd tmm5, [{a} + {row} + 1024]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             ".irp line, 0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960",
-            "prefetcht0 [{x1} + 2048 + \\line]",
+            "prefetcht0 [{a} + 5120 + \\line]",
             ".endr",
             "tdpbf16ps tmm2, tmm5, tmm6",
             ".irp line, 0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960",
-            "prefetcht0 [{w} + 5120 + \\line]",
+            "prefetcht0 [{b} + 5120 + \\line]",
             ".endr",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {x0}, 1024", "add {x1}, 1024", "add {w}, 2048",
+            "add {a}, 2048", "add {b}, 2048",
             "dec {n}",
             "jnz 2b",
             "tilestored [{sums} + {line}], tmm0",
             "tilestored [{sums} + {line} + 64], tmm1",
             "tilestored [{sums} + {line} + 2048], tmm2",
             "tilestored [{sums} + {line} + 2112], tmm3",
-            x0 = inout(reg) columns[0].as_ptr() => _,
-            x1 = inout(reg) columns[1].as_ptr() => _,
-            w = inout(reg) weights.as_ptr() => _,
+            a = inout(reg) rows.as_ptr() => _,
+            b = inout(reg) columns.as_ptr() => _,
             n = inout(reg) n => _,
+            first = in(reg) u32::from(first),
             row = in(reg) 64usize,
-            line = in(reg) ROWS * size_of::<f32>(),
+            line = in(reg) SIDE * size_of::<f32>(),
             sums = in(reg) sums.0.as_mut_ptr(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -166,47 +184,55 @@ pub fn multiply(_: &Shapes, weights: &[WeightTiles], columns: [&[Tile]; 2], sums
     }
 }
 
-/// The weights of a panel's blocks, rounded to bf16, as [`multiply`] takes them.
+/// `[column][row]` of `[row][column]`.
 ///
 /// # Safety
-/// The CPU has AVX-512 F, BW and BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn widen(form: Form, panel: &[PanelBlock], tiles: &mut [WeightTiles]) {
-    for (block, tiles) in panel.iter().zip(tiles) {
-        for (half, tile) in tiles.iter_mut().enumerate() {
-            let first = half * TILE_ROWS;
-            let (scale, other) = (load(&block.scale, half), load(&block.other, half));
-            let minus_128 = _mm512_set1_ps(-128.0);
-            // What 128 stands for, subtracted in the same rounding in which the scale is applied.
-            let (start, last, start_last) = match form {
-                Form::Scale => (_mm512_mul_ps(minus_128, scale), scale, _mm512_mul_ps(minus_128, scale)),
-                Form::Offset => {
-                    let start = _mm512_fmadd_ps(minus_128, scale, other);
-                    (start, scale, start)
-                }
-                Form::Halves => (_mm512_mul_ps(minus_128, scale), other, _mm512_mul_ps(minus_128, other)),
-            };
-            let quads = DEPTH / 4;
-            for k in 0..quads {
-                let (scale, start) = if k < quads / 2 { (scale, start) } else { (last, start_last) };
-                // SAFETY: 16 rows of a quad are 64 bytes.
-                let bytes = unsafe { _mm512_loadu_si512(block.bytes[k][first..first + TILE_ROWS].as_ptr().cast()) };
-                let low = _mm512_set1_epi32(255);
-                let values = [
-                    _mm512_and_si512(bytes, low),
-                    _mm512_and_si512(_mm512_srli_epi32::<8>(bytes), low),
-                    _mm512_and_si512(_mm512_srli_epi32::<16>(bytes), low),
-                    _mm512_srli_epi32::<24>(bytes),
-                ];
-                for pair in 0..2 {
-                    let a = _mm512_fmadd_ps(_mm512_cvtepi32_ps(values[2 * pair]), scale, start);
-                    let b = _mm512_fmadd_ps(_mm512_cvtepi32_ps(values[2 * pair + 1]), scale, start);
-                    // SAFETY: a row of a tile is 64 bytes.
-                    unsafe { _mm512_storeu_si512(tile.0[2 * k + pair].as_mut_ptr().cast(), interleaved(a, b)) };
-                }
-            }
+/// The CPU has AVX-512 F.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn transpose(sums: &Sums, to: &mut [[f32; SIDE]; SIDE]) {
+    for corner in 0..4 {
+        let (row, column) = (corner / 2 * LANES, corner % 2 * LANES);
+        let mut lines = [_mm512_setzero_ps(); LANES];
+        for i in 0..LANES {
+            lines[i] = load(&sums.0[row + i], column / LANES);
+        }
+        let lines = transposed(&lines);
+        for i in 0..LANES {
+            // SAFETY: 16 of 32 numbers.
+            unsafe { _mm512_storeu_ps(to[column + i][row..row + LANES].as_mut_ptr(), lines[i]) };
         }
     }
+}
+
+/// 16 registers of 16 numbers: in fours of lanes first, and then those.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(lines: &[__m512; LANES]) -> [__m512; LANES] {
+    let mut a = *lines;
+    for i in (0..LANES).step_by(2) {
+        a[i] = _mm512_unpacklo_ps(lines[i], lines[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(lines[i], lines[i + 1]);
+    }
+    // Of lines 4 i to 4 i + 3, those numbers j of every four lanes.
+    let mut b = a;
+    for i in (0..LANES).step_by(4) {
+        for half in 0..2 {
+            let (low, high) = (_mm512_castps_pd(a[i + half]), _mm512_castps_pd(a[i + 2 + half]));
+            b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    let mut c = b;
+    for j in 0..4 {
+        let [p, q, r, s] = [b[j], b[4 + j], b[8 + j], b[12 + j]];
+        let (even_low, odd_low) = (_mm512_shuffle_f32x4::<0x88>(p, q), _mm512_shuffle_f32x4::<0xdd>(p, q));
+        let (even_high, odd_high) = (_mm512_shuffle_f32x4::<0x88>(r, s), _mm512_shuffle_f32x4::<0xdd>(r, s));
+        c[j] = _mm512_shuffle_f32x4::<0x88>(even_low, even_high);
+        c[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even_low, even_high);
+        c[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high);
+        c[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high);
+    }
+    c
 }
 
 /// Lanes of `a` and `b` as pairs of bf16, `a` in the low halves.
@@ -227,16 +253,32 @@ pub fn interleaved(a: __m512, b: __m512) -> __m512i {
     _mm512_permutexvar_epi16(order, to_pairs(a, b))
 }
 
-/// 32 values as a row of a tile of activations, rounded to bf16.
+/// 32 values as a row of a tile on the left, rounded to bf16.
 ///
 /// # Safety
 /// The CPU has AVX-512 F and BF16.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub unsafe fn round(values: &[f32; DEPTH], row: &mut [u8; 64]) {
-    // SAFETY: 32 values, 64 bytes.
-    unsafe {
-        let (low, high) = (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(LANES)));
-        _mm512_storeu_si512(row.as_mut_ptr().cast(), to_pairs(low, high));
+pub unsafe fn put_row(tile: &mut Tile, row: usize, values: [__m512; 2]) {
+    // SAFETY: a row is 64 bytes.
+    unsafe { _mm512_storeu_si512(tile.0[row].as_mut_ptr().cast(), to_pairs(values[0], values[1])) };
+}
+
+/// Makes rows of a tile on the left the columns of one on the right.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn turn(tile: &mut Tile) {
+    let mut lines = [_mm512_setzero_ps(); TILE_ROWS];
+    for i in 0..TILE_ROWS {
+        // SAFETY: a row is 64 bytes.
+        lines[i] = unsafe { _mm512_loadu_ps(tile.0[i].as_ptr().cast()) };
+    }
+    let lines = transposed(&lines);
+    for i in 0..TILE_ROWS {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(tile.0[i].as_mut_ptr().cast(), lines[i]) };
     }
 }
 

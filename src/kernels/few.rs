@@ -5,21 +5,20 @@
 //! the limit (`row`), and from eight on ggml has tiled kernels, which round otherwise. Types with blocks of 32 are not here: for those
 //! ggml's build has others that take several columns.
 //!
-//! ggml asks for every node first whether an extra kind of buffer computes it; the linker puts our answer in front of that (`build.rs`,
-//! `--wrap`). The work buffer is the one that ggml plans for its own way, with columns of the same type in it.
+//! The work buffer is the one that ggml plans for its own way, with columns of the same type in it.
 //!
 //! No closures and no `map` on registers here: the compiler does not inline those into functions with features of their own.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
-use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::slice;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
+use super::hook::{Count, Node, Params};
 use super::row::{Q8_K, ask, float, half, load, load_128, scales_and_mins, total};
+use crate::quant::GgmlType;
 
 /// Columns.
 const COLUMNS: std::ops::RangeInclusive<usize> = 2..=7;
@@ -31,12 +30,7 @@ const BLOCK: usize = 256;
 const SUMS: usize = 260;
 
 /// Products that were computed here.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-/// How many products of few columns were computed here so far.
-pub fn count() -> usize {
-    COUNT.load(Ordering::Relaxed)
-}
+pub static COUNT: Count = Count::new();
 
 /// Whether this CPU has what is needed.
 pub fn is_available() -> bool {
@@ -44,42 +38,6 @@ pub fn is_available() -> bool {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
-}
-
-/// ggml's `ggml_compute_params`; a test would fail if it were another one.
-#[repr(C)]
-struct Params {
-    ith: c_int,
-    nth: c_int,
-    wsize: usize,
-    wdata: *mut c_void,
-    threadpool: *mut c_void,
-    use_ref: bool,
-}
-
-unsafe extern "C" {
-    fn __real_ggml_cpu_extra_compute_forward(params: *mut Params, op: *mut sys::ggml_tensor) -> bool;
-    fn ggml_barrier(threadpool: *mut c_void);
-    fn ggml_threadpool_chunk_set(threadpool: *mut c_void, value: c_int);
-    fn ggml_threadpool_chunk_add(threadpool: *mut c_void, value: c_int) -> c_int;
-}
-
-/// What ggml calls before it computes a node itself, on every thread.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn __wrap_ggml_cpu_extra_compute_forward(params: *mut Params, op: *mut sys::ggml_tensor) -> bool {
-    // SAFETY: called by ggml with a node of the graph that it computes. Repacked weights come first, whose rows are no rows.
-    unsafe {
-        if __real_ggml_cpu_extra_compute_forward(params, op) {
-            return true;
-        }
-        match Product::of(&*params, &*op) {
-            Some(product) => {
-                product.compute(&*params);
-                true
-            }
-            None => false,
-        }
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,90 +48,49 @@ enum Type {
 }
 
 /// A product that is ours.
-struct Product {
+pub struct Product<'a> {
     ty: Type,
-    /// Rows of whole blocks, `w_stride` bytes apart.
-    w: *const u8,
-    w_stride: usize,
-    row_bytes: usize,
-    n_rows: usize,
-    /// Columns of f32.
-    x: *const u8,
-    x_stride: usize,
+    node: &'a Node,
     n_blocks: usize,
-    n_columns: usize,
-    /// The result's columns of f32.
-    out: *mut u8,
-    out_stride: usize,
+    row_bytes: usize,
     /// Columns in ggml's type for these weights.
     columns: *mut [u8; Q8_K],
 }
 
-impl Product {
-    /// That of a node.
-    ///
-    /// # Safety
-    /// `op` is a node of a graph that ggml computes with `params`.
-    unsafe fn of(params: &Params, op: &sys::ggml_tensor) -> Option<Self> {
-        if op.op != sys::GGML_OP_MUL_MAT || params.use_ref || op.op_params[1] != 0 {
-            return None;
-        }
-        // SAFETY: a product has two sources.
-        let (w, x) = unsafe { (&*op.src[0], &*op.src[1]) };
-        let ty = match w.type_ {
-            sys::GGML_TYPE_Q4_K => Type::Q4K,
-            sys::GGML_TYPE_Q5_K => Type::Q5K,
-            sys::GGML_TYPE_Q6_K => Type::Q6K,
+impl<'a> Product<'a> {
+    /// That of a node, if it is one, with `params`.
+    pub fn of(node: &'a Node, params: &Params) -> Option<Self> {
+        let ty = match node.ty {
+            GgmlType::Q4_K => Type::Q4K,
+            GgmlType::Q5_K => Type::Q5K,
+            GgmlType::Q6_K => Type::Q6K,
             _ => return None,
         };
-        let [k, n_columns, ..] = x.ne.map(|n| n as usize);
-        let is_flat = |t: &sys::ggml_tensor| t.ne[2] == 1 && t.ne[3] == 1;
-        let has_floats = |t: &sys::ggml_tensor| t.type_ == sys::GGML_TYPE_F32 && t.nb[0] == size_of::<f32>();
-        if !COLUMNS.contains(&n_columns) || !is_flat(w) || !is_flat(x) || !has_floats(x) || !has_floats(op) {
+        let n_blocks = node.k / BLOCK;
+        let is_planned = params.wsize >= node.n_columns * n_blocks * Q8_K;
+        if !COLUMNS.contains(&node.n_columns) || !is_available() || !is_planned {
             return None;
         }
-        let (n_blocks, block_bytes) = (k / BLOCK, ty.block_bytes());
-        let is_planned = params.wsize >= n_columns * n_blocks * Q8_K;
-        if !is_available() || !is_planned || w.nb[0] != block_bytes {
-            return None;
-        }
-        Some(Product {
-            ty,
-            w: w.data.cast(),
-            w_stride: w.nb[1],
-            row_bytes: n_blocks * block_bytes,
-            n_rows: w.ne[1] as usize,
-            x: x.data.cast(),
-            x_stride: x.nb[1],
-            n_blocks,
-            n_columns,
-            out: op.data.cast(),
-            out_stride: op.nb[1],
-            columns: params.wdata.cast(),
-        })
+        Some(Product { ty, node, n_blocks, row_bytes: n_blocks * ty.block_bytes(), columns: params.wdata.cast() })
     }
 
     /// This thread's part.
     ///
     /// # Safety
     /// [`Product::of`] has made it from these; all threads call it.
-    unsafe fn compute(&self, params: &Params) {
+    pub unsafe fn compute(&self, params: &Params) {
         let (ith, nth) = (params.ith as usize, params.nth as usize);
-        // SAFETY: every thread writes the blocks of its part only, and all wait for all before they are read.
+        // SAFETY: every thread writes the blocks of its part only, and all wait for all before they are read; rows belong to the thread
+        // that took them. The CPU has the features.
         unsafe {
             self.pack(ith * self.n_blocks / nth..(ith + 1) * self.n_blocks / nth);
             if ith == 0 {
-                COUNT.fetch_add(1, Ordering::Relaxed);
-                ggml_threadpool_chunk_set(params.threadpool, params.nth);
+                COUNT.add();
             }
-            ggml_barrier(params.threadpool);
-        }
-        let mut chunk = ith;
-        while chunk * ROWS < self.n_rows {
-            let rows = chunk * ROWS..self.n_rows.min((chunk + 1) * ROWS);
-            // SAFETY: the columns are packed, and a chunk of rows belongs to the one thread that took it. The CPU has the features.
-            unsafe {
-                match self.n_columns {
+            params.wait();
+            for chunk in params.share(self.node.n_rows.div_ceil(ROWS)) {
+                let rows = chunk * ROWS..self.node.n_rows.min((chunk + 1) * ROWS);
+                match self.node.n_columns {
                     2 => self.multiply::<2>(rows),
                     3 => self.multiply::<3>(rows),
                     4 => self.multiply::<4>(rows),
@@ -181,7 +98,6 @@ impl Product {
                     6 => self.multiply::<6>(rows),
                     _ => self.multiply::<7>(rows),
                 }
-                chunk = ggml_threadpool_chunk_add(params.threadpool, 1) as usize;
             }
         }
     }
@@ -192,10 +108,10 @@ impl Product {
     /// # Safety
     /// No other thread has these blocks.
     unsafe fn pack(&self, blocks: Range<usize>) {
-        for j in 0..self.n_columns {
+        for j in 0..self.node.n_columns {
             // SAFETY: a column of x has n_blocks blocks of f32, and the work buffer has room for every column.
             let packed = unsafe {
-                let from = self.x.add(j * self.x_stride).cast::<f32>().add(blocks.start * BLOCK);
+                let from = self.node.x.add(j * self.node.x_stride).cast::<f32>().add(blocks.start * BLOCK);
                 let to = self.columns.add(j * self.n_blocks + blocks.start);
                 let traits = &*sys::ggml_get_type_traits_cpu(sys::GGML_TYPE_Q8_K);
                 let Some(round) = traits.from_float else { unreachable!("ggml rounds columns by it, too") };
@@ -229,7 +145,7 @@ impl Product {
         }
         for row in rows {
             // SAFETY: a row of the weights.
-            let x = unsafe { slice::from_raw_parts(self.w.add(row * self.w_stride), self.row_bytes) };
+            let x = unsafe { slice::from_raw_parts(self.node.w.add(row * self.node.w_stride), self.row_bytes) };
             let sums = match self.ty {
                 Type::Q4K => q4_k(x.as_chunks().0, &columns),
                 Type::Q5K => q5_k(x.as_chunks().0, &columns),
@@ -237,7 +153,7 @@ impl Product {
             };
             for (j, sum) in sums.into_iter().enumerate() {
                 // SAFETY: this row of each column of the result is this thread's.
-                unsafe { self.out.add(j * self.out_stride).cast::<f32>().add(row).write(sum) };
+                unsafe { self.node.out.add(j * self.node.out_stride).cast::<f32>().add(row).write(sum) };
             }
         }
     }

@@ -7,8 +7,9 @@
 //! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out;
 //! - [`attention`]: without mask, in bf16 with f32 sums.
 //!
-//! And for decoding, where a row is multiplied with one column, `row` has ggml's own kernels at the speed of memory; where it is
-//! multiplied with two to seven, `few` unpacks it once for all.
+//! And for text, in the place of ggml's (`hook`): where a row is multiplied with one column, for decoding, `row` has ggml's own kernels at
+//! the speed of memory; where it is multiplied with two to seven, `few` unpacks it once for all; and prompts, where it is multiplied with
+//! eight and more, go through the vision tower's kernels (`many`).
 //!
 //! ggml's own operations are the fallback on every other CPU and for every other type, and the judge of correctness.
 #![allow(unsafe_code)]
@@ -24,6 +25,10 @@ mod avxvnni;
 mod columns;
 #[cfg(row_kernels)]
 mod few;
+#[cfg(row_kernels)]
+mod hook;
+#[cfg(row_kernels)]
+mod many;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod panel;
@@ -217,12 +222,35 @@ pub fn multiplies_rows(ty: GgmlType) -> bool {
 /// time: on x86-64 Linux, in builds for AVX2, on CPUs with AVX-512 VNNI. For tests.
 pub fn few_columns_count() -> usize {
     #[cfg(row_kernels)]
-    return few::count();
+    return few::COUNT.get();
     #[cfg(not(row_kernels))]
     0
 }
 
-/// Whether they are, on this CPU.
+/// Sets which kernels multiply quantised weights of a text model with eight and more columns, in this whole process and for all graphs that
+/// are planned from now on: those of [`Kernels::detect`] unless this says otherwise. Nothing where such products are ggml's in any case
+/// ([`multiplies_many_columns`]). Panics where they are not available.
+pub fn set_prompt_kernels(kernels: Kernels) {
+    #[cfg(row_kernels)]
+    many::set(kernels);
+    #[cfg(not(row_kernels))]
+    let _ = kernels;
+}
+
+/// Whether this build lets kernels of ours multiply with many columns: on x86-64 Linux, where it is for AVX2.
+pub fn multiplies_many_columns() -> bool {
+    cfg!(row_kernels)
+}
+
+/// As [`few_columns_count`], of products with many columns, of any quantised type: those of prompts.
+pub fn many_columns_count() -> usize {
+    #[cfg(row_kernels)]
+    return many::COUNT.get();
+    #[cfg(not(row_kernels))]
+    0
+}
+
+/// Whether products with few columns are ours, on this CPU.
 pub fn multiplies_few_columns() -> bool {
     #[cfg(row_kernels)]
     return few::is_available();

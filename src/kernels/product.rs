@@ -7,7 +7,7 @@ use super::columns::{COLUMNS, ColumnBlock};
 use super::panel::{self, DEPTH, Form, PanelBlock, ROWS};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
-use super::{Activation, Finish, Inner, Kernels};
+use super::{Activation, Finish, Inner, Kernels, Tile};
 use crate::ggml::{Context, Custom, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
@@ -21,7 +21,6 @@ struct Pack {
 /// Multiplies.
 struct Product {
     ty: GgmlType,
-    form: Form,
     ending: Ending,
     share: Share,
 }
@@ -75,9 +74,7 @@ pub fn product<'c>(
     finish: Finish<'c>,
 ) -> Tensor<'c> {
     let [k, m, ..] = w.dims();
-    let Some((ty, form)) = w.ty().and_then(|ty| Some((ty, Form::of(ty)?))) else {
-        panic!("a product with {:?}", w.ty());
-    };
+    let Some(ty) = w.ty().filter(|ty| how.multiply(*ty)) else { panic!("a product with {:?}", w.ty()) };
     let n_blocks = match how {
         #[cfg(target_arch = "x86_64")]
         Kernels::Amx => tiles::n_blocks(columns, n_columns),
@@ -93,8 +90,8 @@ pub fn product<'c>(
     let (dims, share) = ([m, n_columns], Share::default());
     match how {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Amx => c.custom(GgmlType::F32, dims, &args, tiles::Product { ty, form, ending, share }),
-        _ => c.custom(GgmlType::F32, dims, &args, Product { ty, form, ending, share }),
+        Kernels::Amx => c.custom(GgmlType::F32, dims, &args, tiles::Product { ty, ending, share }),
+        _ => c.custom(GgmlType::F32, dims, &args, Product { ty, ending, share }),
     }
 }
 
@@ -105,19 +102,27 @@ impl Custom for Pack {
         // SAFETY: inputs and norms are f32 (the graph was made so).
         let mut input = unsafe { Input::of(task, self.eps) };
         for group in self.share.take(n.div_ceil(COLUMNS), task.n_threads) {
-            // SAFETY: a group belongs to the one thread that took it; a ColumnBlock is numbers only.
-            let blocks: &mut [ColumnBlock] = unsafe { task.out(group * n_blocks, n_blocks) };
-            for j in 0..COLUMNS {
-                let Some(column) = input.column(group * COLUMNS + j) else {
-                    blocks.iter_mut().for_each(|block| block.put(j, &[0; DEPTH], 0.0));
-                    continue;
-                };
-                for (block, values) in blocks.iter_mut().zip(column) {
-                    // SAFETY: `inner_of` has seen what the CPU needs.
-                    let (bytes, scale) = unsafe { (self.inner.to_int8)(values) };
-                    block.put(j, &bytes, scale);
-                }
-            }
+            // SAFETY: a group belongs to the one thread that took it; a ColumnBlock is numbers only. `inner_of` has seen what the CPU
+            // needs.
+            unsafe { pack(self.inner, &mut input, group, task.out(group * n_blocks, n_blocks)) };
+        }
+    }
+}
+
+/// The `group`-th columns of `input` in 8 bits; missing ones become zeros.
+///
+/// # Safety
+/// The CPU has what `inner` needs.
+pub(super) unsafe fn pack(inner: &Inner, input: &mut Input<'_>, group: usize, blocks: &mut [ColumnBlock]) {
+    for j in 0..COLUMNS {
+        let Some(column) = input.column(group * COLUMNS + j) else {
+            blocks.iter_mut().for_each(|block| block.put(j, &[0; DEPTH], 0.0));
+            continue;
+        };
+        for (block, values) in blocks.iter_mut().zip(column) {
+            // SAFETY: by this function's contract.
+            let (bytes, scale) = unsafe { (inner.to_int8)(values) };
+            block.put(j, &bytes, scale);
         }
     }
 }
@@ -147,10 +152,14 @@ impl<'a> Input<'a> {
     /// # Safety
     /// All arguments are f32.
     pub(super) unsafe fn of(task: &Task<'a>, eps: f32) -> Self {
-        let k = task.arg(0).dims[0];
         // SAFETY: by this function's contract.
         let (x, norm) = unsafe { (task.arg(0).values(), [task.arg(1).values(), task.arg(2).values()]) };
-        Input { x, k, norm, eps, column: vec![0.0; k.next_multiple_of(DEPTH)] }
+        Input { norm, eps, ..Input::plain(x, task.arg(0).dims[0]) }
+    }
+
+    /// Those of x `[k, n]`, as they are.
+    pub(super) fn plain(x: &'a [f32], k: usize) -> Self {
+        Input { x, k, norm: [&[]; 2], eps: 0.0, column: vec![0.0; k.next_multiple_of(DEPTH)] }
     }
 
     /// The blocks of column `j`; `None` behind the last one.
@@ -178,24 +187,61 @@ fn normalise(values: &mut [f32], [weight, bias]: [&[f32]; 2], eps: f32) {
 
 impl Custom for Product {
     fn run(&self, task: &Task<'_>) {
-        let (w, m) = (task.arg(0), task.arg(0).dims[1]);
-        let row_bytes = w.strides[1];
+        let w = task.arg(0);
+        let weights = Weights { ty: self.ty, bytes: w.bytes, stride: w.strides[1], n_rows: w.dims[1] };
         // SAFETY: columns were packed by `Pack`.
         let blocks: &[ColumnBlock] = unsafe { task.arg(1).values() };
         let n_blocks = blocks.len() / self.ending.n_columns.div_ceil(COLUMNS);
         let mut panel = vec![PanelBlock::ZERO; n_blocks];
-        for i in self.share.take(m.div_ceil(ROWS), task.n_threads) {
-            let rows = i * ROWS..m.min((i + 1) * ROWS);
-            panel::fill(&mut panel, self.ty, rows.clone().map(|row| &w.bytes[row * row_bytes..][..row_bytes]));
-            for (group, columns) in blocks.chunks_exact(n_blocks).enumerate() {
-                // SAFETY: `inner_of` has seen what the CPU needs.
-                let mut tile = unsafe { (self.ending.inner.int8_tile)(self.form, &panel, columns) };
-                let first = group * COLUMNS;
+        for i in self.share.take(weights.n_rows.div_ceil(ROWS), task.n_threads) {
+            let ending = |rows, first, tile: &mut Tile| {
                 let n = COLUMNS.min(self.ending.n_columns - first);
                 // SAFETY: these rows belong to the one thread that took the panel.
-                unsafe { self.ending.write(task, rows.clone(), first, &mut tile[..n]) };
-            }
+                unsafe { self.ending.write(task, rows, first, &mut tile[..n]) };
+            };
+            // SAFETY: `inner_of` has seen what the CPU needs.
+            unsafe { multiply(self.ending.inner, weights, i, &mut panel, blocks, ending) };
         }
+    }
+}
+
+/// Quantised rows.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub ty: GgmlType,
+    pub bytes: &'a [u8],
+    /// Bytes from one to the next.
+    pub stride: usize,
+    pub n_rows: usize,
+}
+
+impl<'a> Weights<'a> {
+    /// The bytes of `rows`, each to its end or further.
+    pub fn rows(self, rows: Range<usize>) -> impl Iterator<Item = &'a [u8]> {
+        rows.map(move |row| &self.bytes[row * self.stride..])
+    }
+}
+
+/// Multiplies the `i`-th 32 rows with all columns, which [`pack`] has packed, and hands out the sums: rows, the first of the columns,
+/// and the tile. `panel` is room for rows of the columns' depth.
+///
+/// # Safety
+/// The CPU has what `inner` needs.
+pub(super) unsafe fn multiply(
+    inner: &Inner,
+    w: Weights<'_>,
+    i: usize,
+    panel: &mut [PanelBlock],
+    blocks: &[ColumnBlock],
+    mut ending: impl FnMut(Range<usize>, usize, &mut Tile),
+) {
+    let rows = i * ROWS..w.n_rows.min((i + 1) * ROWS);
+    let Some(form) = Form::of(w.ty) else { panic!("rows of {}", w.ty) };
+    panel::fill(panel, w.ty, w.rows(rows.clone()));
+    for (group, columns) in blocks.chunks_exact(panel.len()).enumerate() {
+        // SAFETY: by this function's contract.
+        let mut tile = unsafe { (inner.int8_tile)(form, panel, columns) };
+        ending(rows.clone(), group * COLUMNS, &mut tile);
     }
 }
 

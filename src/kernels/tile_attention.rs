@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::amx::{self, SIDE, Shapes, Sums, TILE_ROWS, Tile, WeightTiles};
+use super::amx::{self, SIDE, Shapes, Sums, TILE_ROWS, Tile, Tiles};
 use super::attention::row;
 use super::avx512::{self, load};
 use super::panel::{DEPTH, ROWS};
@@ -52,16 +52,16 @@ struct Head {
     /// Tiles along d, and along the keys.
     d_tiles: usize,
     key_tiles: usize,
-    /// `[32 keys][32 of d]`, as weights.
-    keys: Vec<WeightTiles>,
-    /// `[32 of d][32 keys]`, as weights.
-    values: Vec<WeightTiles>,
-    /// `[16 queries][32 of d]`, as columns.
-    queries: Vec<Tile>,
+    /// `[32 keys][32 of d]`, on the right.
+    keys: Vec<Tiles>,
+    /// `[32 of d][32 keys]`, on the right.
+    values: Vec<Tiles>,
+    /// `[32 of d]` of 32 queries, on the left.
+    queries: Vec<Tiles>,
     /// `[32 keys]`, each `[query][key]`.
     scores: Vec<Sums>,
-    /// `[16 queries][32 keys]`, as columns.
-    weights: Vec<Tile>,
+    /// `[32 keys]` of 32 queries, on the left.
+    weights: Vec<Tiles>,
     /// 1 / the sum of a query's weights.
     inverse: [f32; SIDE],
     /// `[32 of d]`, each `[query][of d]`.
@@ -75,7 +75,6 @@ struct Head {
 impl Head {
     fn new(d: usize, n_kv: usize) -> Self {
         let (d_tiles, key_tiles) = (d.div_ceil(DEPTH), n_kv.div_ceil(ROWS));
-        let no_sums = |n: usize| (0..n).map(|_| Sums([[0.0; ROWS]; SIDE])).collect();
         Head {
             d,
             n_kv,
@@ -83,11 +82,11 @@ impl Head {
             key_tiles,
             keys: vec![[Tile::ZERO; 2]; key_tiles * d_tiles],
             values: vec![[Tile::ZERO; 2]; d_tiles * key_tiles],
-            queries: vec![Tile::ZERO; 2 * d_tiles],
-            scores: no_sums(key_tiles),
-            weights: vec![Tile::ZERO; 2 * key_tiles],
+            queries: vec![[Tile::ZERO; 2]; d_tiles],
+            scores: vec![Sums::ZERO; key_tiles],
+            weights: vec![[Tile::ZERO; 2]; key_tiles],
             inverse: [0.0; SIDE],
-            sums: no_sums(d_tiles),
+            sums: vec![Sums::ZERO; d_tiles],
             row: vec![0.0; 2 * d_tiles * DEPTH],
             pairs: vec![0; TILE_ROWS * d_tiles * DEPTH / 2],
         }
@@ -151,22 +150,20 @@ impl Head {
             self.row[..self.d].copy_from_slice(row(q, head, i));
             self.row[self.d..width].fill(0.0);
             for (t, values) in self.row[..width].as_chunks::<DEPTH>().0.iter().enumerate() {
-                let tile = &mut self.queries[j / TILE_ROWS * self.d_tiles + t];
+                let tile = &mut self.queries[t][j / TILE_ROWS];
                 // SAFETY: by this function's contract.
-                unsafe { amx::round(values, &mut tile.0[j % TILE_ROWS]) };
+                unsafe { amx::put_row(tile, j % TILE_ROWS, [load(values, 0), load(values, 1)]) };
             }
         }
-        let (low, high) = self.queries.split_at(self.d_tiles);
         for (keys, scores) in self.keys.chunks_exact(self.d_tiles).zip(&mut self.scores) {
-            amx::multiply(shapes, keys, [low, high], scores);
+            amx::multiply(shapes, &self.queries, keys, scores, true);
         }
         let scale = 1.0 / (self.d as f32).sqrt();
         for j in 0..SIDE {
             self.inverse[j] = 1.0 / self.softmax(j, scale);
         }
-        let (low, high) = self.weights.split_at(self.key_tiles);
         for (values, sums) in self.values.chunks_exact(self.key_tiles).zip(&mut self.sums) {
-            amx::multiply(shapes, values, [low, high], sums);
+            amx::multiply(shapes, &self.weights, values, sums, true);
         }
     }
 
@@ -182,15 +179,13 @@ impl Head {
         }
         let (largest, scale) = (_mm512_set1_ps(_mm512_reduce_max_ps(largest)), _mm512_set1_ps(scale));
         let mut sum = _mm512_setzero_ps();
-        let tiles = &mut self.weights[j / TILE_ROWS * self.key_tiles..];
-        for (scores, tile) in self.scores.iter().zip(tiles) {
+        for (scores, tiles) in self.scores.iter().zip(&mut self.weights) {
             let low = _mm512_mul_ps(_mm512_sub_ps(load(&scores.0[j], 0), largest), scale);
             let high = _mm512_mul_ps(_mm512_sub_ps(load(&scores.0[j], 1), largest), scale);
             let (low, high) = (avx512::exp(low), avx512::exp(high));
             sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-            let row = tile.0[j % TILE_ROWS].as_mut_ptr().cast();
-            // SAFETY: a row of a tile is 64 bytes.
-            unsafe { _mm512_storeu_si512(row, avx512::to_pairs(low, high)) };
+            // SAFETY: this function has the features.
+            unsafe { amx::put_row(&mut tiles[j / TILE_ROWS], j % TILE_ROWS, [low, high]) };
         }
         _mm512_reduce_add_ps(sum)
     }

@@ -1,29 +1,130 @@
 //! Quantised weights times columns in bf16, by AMX: as `product`, with whole tiles of both.
 //!
-//! Weights are unpacked into a panel as for the other kernels, and from there rounded to bf16 with all that belongs to them, so that
-//! sums run over the whole depth inside the tiles. A thread takes two panels at a time, which it multiplies with 32 columns while those
-//! are in its caches.
+//! Rows of weights are unpacked and rounded to bf16 with all that belongs to them, so that sums run inside the tiles. They need no other
+//! order for it, as they are what stands on the left; the columns, packed once for all rows, stand on the right. A thread takes some
+//! panels of 32 rows, and of those as much of the depth at a time as its caches hold: each 32 columns of it are read from memory that
+//! is far away once for all the panels.
 
-use super::amx::{self, Shapes, Sums, TILE_ROWS, Tile, WeightTiles};
-use super::panel::{self, DEPTH, Form, PanelBlock, ROWS};
-use super::product::{Ending, Input};
+use std::ops::Range;
+
+use super::amx::{self, SIDE, Shapes, Sums, TILE_ROWS, Tile, Tiles};
+use super::avx512::load;
+use super::panel::{DEPTH, ROWS};
+use super::product::{Ending, Input, Weights};
+use super::unpack;
 use crate::ggml::{Context, Custom, Operand, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
-/// Panels that a thread takes at once.
-const PANELS: usize = 2;
+/// Panels that a thread takes at most at once.
+const PANELS: usize = 4;
+
+/// Shares that a thread gets at least, if there are as many: a busy core takes fewer.
+const SHARES: usize = 8;
+
+/// Tiles of depth that are multiplied before the next ones, a multiple of those of a block. 32 columns are 128 KiB of it, and four panels
+/// 512 KiB, which stay in the second cache; half or twice as much makes no difference.
+const DEPTH_TILES: usize = 2048 / DEPTH;
 
 /// Bytes before which a tile can begin: ggml aligns tensors to 32, tiles are read fastest from lines of 64.
-const ALIGNMENT: usize = align_of::<Tile>();
+pub const ALIGNMENT: usize = align_of::<Tile>();
 
-/// Tiles of 16 columns in order, in an even number.
-fn n_groups(n_columns: usize) -> usize {
-    n_columns.div_ceil(amx::SIDE) * 2
+/// Bytes that `n_columns` of `k` values need, wherever they begin.
+pub fn bytes_of(k: usize, n_columns: usize) -> usize {
+    n_columns.div_ceil(SIDE) * k.div_ceil(DEPTH) * size_of::<Tiles>() + ALIGNMENT
 }
 
 /// The depth that `columns` of so many have, in tiles.
 pub fn n_blocks(columns: Tensor<'_>, n_columns: usize) -> usize {
-    (columns.dims()[0] - ALIGNMENT) / size_of::<Tile>() / n_groups(n_columns)
+    (columns.dims()[0] - ALIGNMENT) / size_of::<Tiles>() / n_columns.div_ceil(SIDE)
+}
+
+/// The `group`-th 32 columns of `input` in bf16; missing ones become zeros.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub unsafe fn pack(input: &mut Input<'_>, group: usize, tiles: &mut [Tiles]) {
+    for j in 0..SIDE {
+        let column = input.column(group * SIDE + j).unwrap_or(&[]);
+        let values = column.iter().chain(std::iter::repeat(&[0.0; DEPTH]));
+        for (tiles, values) in tiles.iter_mut().zip(values) {
+            // SAFETY: by this function's contract.
+            unsafe { amx::put_row(&mut tiles[j / TILE_ROWS], j % TILE_ROWS, [load(values, 0), load(values, 1)]) };
+        }
+    }
+    // SAFETY: as above.
+    tiles.as_flattened_mut().iter_mut().for_each(|tile| unsafe { amx::turn(tile) });
+}
+
+/// A thread's room for products.
+pub struct Room {
+    shapes: Shapes,
+    /// `[panel][tile of depth]`.
+    weights: Vec<Tiles>,
+    /// `[32 columns][panel]`.
+    sums: Vec<Sums>,
+    n_panels: usize,
+}
+
+impl Room {
+    /// Room for one of `n_threads` that multiply so many rows and columns.
+    ///
+    /// # Safety
+    /// [`amx::is_available`].
+    pub unsafe fn new(n_rows: usize, n_columns: usize, n_threads: usize) -> Self {
+        let n_panels = (n_rows.div_ceil(ROWS) / (SHARES * n_threads)).clamp(1, PANELS);
+        Room {
+            // SAFETY: by this function's contract.
+            shapes: unsafe { Shapes::set() },
+            weights: vec![[Tile::ZERO; 2]; n_panels * DEPTH_TILES],
+            sums: vec![Sums::ZERO; n_panels * n_columns.div_ceil(SIDE)],
+            n_panels,
+        }
+    }
+
+    /// Rows of a share.
+    pub fn n_rows(&self) -> usize {
+        self.n_panels * ROWS
+    }
+
+    /// Multiplies the `i`-th share of rows with all columns, which [`pack`] has packed, and hands out the sums: rows, the first of the
+    /// columns, and `[column][row]`.
+    pub fn multiply(
+        &mut self,
+        w: Weights<'_>,
+        i: usize,
+        columns: &[Tiles],
+        mut ending: impl FnMut(Range<usize>, usize, &mut [[f32; ROWS]; SIDE]),
+    ) {
+        let first = i * self.n_rows();
+        let panels =
+            (first..w.n_rows.min(first + self.n_rows())).step_by(ROWS).map(|row| row..w.n_rows.min(row + ROWS));
+        let n_blocks = columns.len() * self.n_panels / self.sums.len();
+        for depth in (0..n_blocks).step_by(DEPTH_TILES) {
+            let n = DEPTH_TILES.min(n_blocks - depth);
+            for (rows, tiles) in panels.clone().zip(self.weights.chunks_exact_mut(DEPTH_TILES)) {
+                let mut list = [&[][..]; ROWS];
+                let n_rows = rows.len();
+                list.iter_mut().zip(w.rows(rows)).for_each(|(to, row)| *to = row);
+                // SAFETY: a CPU with AMX has what is needed.
+                unsafe { unpack::widen(w.ty, &list[..n_rows], depth, &mut tiles[..n]) };
+            }
+            for (columns, sums) in columns.chunks_exact(n_blocks).zip(self.sums.chunks_exact_mut(self.n_panels)) {
+                let columns = &columns[depth..depth + n];
+                for (rows, sums) in self.weights.chunks_exact(DEPTH_TILES).zip(sums).take(panels.len()) {
+                    amx::multiply(&self.shapes, &rows[..n], columns, sums, depth == 0);
+                }
+            }
+        }
+        let mut turned = [[0.0; ROWS]; SIDE];
+        for (j, sums) in self.sums.chunks_exact(self.n_panels).enumerate() {
+            for (rows, sums) in panels.clone().zip(sums) {
+                // SAFETY: a CPU with AMX has AVX-512.
+                unsafe { amx::transpose(sums, &mut turned) };
+                ending(rows, j * SIDE, &mut turned);
+            }
+        }
+    }
 }
 
 /// Rounds columns to bf16.
@@ -36,33 +137,24 @@ impl Pack {
     /// The operation on `args`: x `[k, n]` and what normalises it.
     pub fn with<'c>(self, c: &'c Context<'_>, args: &[Tensor<'c>]) -> Tensor<'c> {
         let [k, n, ..] = args[0].dims();
-        let bytes = n_groups(n) * k.div_ceil(DEPTH) * size_of::<Tile>() + ALIGNMENT;
-        c.custom(GgmlType::I8, [bytes, 1], args, self)
+        c.custom(GgmlType::I8, [bytes_of(k, n), 1], args, self)
     }
 }
 
 impl Custom for Pack {
     fn run(&self, task: &Task<'_>) {
         let [k, n, ..] = task.arg(0).dims;
-        let n_blocks = k.div_ceil(DEPTH);
+        let n_bytes = k.div_ceil(DEPTH) * size_of::<Tiles>();
         // SAFETY: inputs and norms are f32 (the graph was made so).
         let mut input = unsafe { Input::of(task, self.eps) };
         // SAFETY: no bytes.
         let start = unsafe { task.out::<u8>(0, 0) }.as_ptr().align_offset(ALIGNMENT);
-        for group in self.share.take(n_groups(n), task.n_threads) {
-            let n_bytes = n_blocks * size_of::<Tile>();
-            // SAFETY: a group belongs to the one thread that took it.
-            let bytes: &mut [u8] = unsafe { task.out(start + group * n_bytes, n_bytes) };
-            for j in 0..TILE_ROWS {
-                let rows = bytes.as_chunks_mut::<64>().0.iter_mut().skip(j).step_by(TILE_ROWS);
-                let Some(column) = input.column(group * TILE_ROWS + j) else {
-                    rows.for_each(|row| row.fill(0));
-                    continue;
-                };
-                for (row, values) in rows.zip(column) {
-                    // SAFETY: `inner_of` has seen what the CPU needs.
-                    unsafe { amx::round(values, row) };
-                }
+        for group in self.share.take(n.div_ceil(SIDE), task.n_threads) {
+            // SAFETY: a group belongs to the one thread that took it; tiles are bytes, and begin where they are aligned.
+            unsafe {
+                let bytes: &mut [u8] = task.out(start + group * n_bytes, n_bytes);
+                let tiles = std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), n_bytes / size_of::<Tiles>());
+                pack(&mut input, group, tiles);
             }
         }
     }
@@ -71,60 +163,30 @@ impl Custom for Pack {
 /// Multiplies.
 pub struct Product {
     pub ty: GgmlType,
-    pub form: Form,
     pub ending: Ending,
     pub share: Share,
 }
 
 impl Custom for Product {
     fn run(&self, task: &Task<'_>) {
-        let (w, m, n_columns) = (task.arg(0), task.arg(0).dims[1], self.ending.n_columns);
-        let groups = tiles(task.arg(1));
-        let n_blocks = groups.len() / n_groups(n_columns);
-        let mut panel = vec![PanelBlock::ZERO; n_blocks];
-        let mut weights = vec![[Tile::ZERO; 2]; PANELS * n_blocks];
-        let mut sums = Sums([[0.0; ROWS]; amx::SIDE]);
+        let (w, n_columns) = (task.arg(0), self.ending.n_columns);
+        let weights = Weights { ty: self.ty, bytes: w.bytes, stride: w.strides[1], n_rows: w.dims[1] };
+        let columns = tiles(task.arg(1));
         // SAFETY: `inner_of` has seen what the CPU needs.
-        let shapes = unsafe { Shapes::set() };
-        for i in self.share.take(m.div_ceil(PANELS * ROWS), task.n_threads) {
-            let first = i * PANELS * ROWS;
-            let panels = (first..m.min(first + PANELS * ROWS)).step_by(ROWS).map(|row| row..m.min(row + ROWS));
-            for (rows, weights) in panels.clone().zip(weights.chunks_exact_mut(n_blocks)) {
-                self.unpack(w, rows, &mut panel, weights);
-            }
-            for (j, columns) in groups.chunks_exact(2 * n_blocks).enumerate() {
-                let (low, high) = columns.split_at(n_blocks);
-                for (rows, weights) in panels.clone().zip(weights.chunks_exact(n_blocks)) {
-                    amx::multiply(&shapes, weights, [low, high], &mut sums);
-                    let first = j * amx::SIDE;
-                    let n = amx::SIDE.min(n_columns - first);
-                    // SAFETY: these rows belong to the one thread that took the panels.
-                    unsafe { self.ending.write(task, rows, first, &mut sums.0[..n]) };
-                }
-            }
+        let mut room = unsafe { Room::new(weights.n_rows, n_columns, task.n_threads) };
+        for i in self.share.take(weights.n_rows.div_ceil(room.n_rows()), task.n_threads) {
+            room.multiply(weights, i, columns, |rows, first, sums| {
+                let n = SIDE.min(n_columns - first);
+                // SAFETY: these rows belong to the one thread that took the share.
+                unsafe { self.ending.write(task, rows, first, &mut sums[..n]) };
+            });
         }
     }
 }
 
-impl Product {
-    /// `rows` of `w` in bf16.
-    fn unpack(
-        &self,
-        w: Operand<'_>,
-        rows: std::ops::Range<usize>,
-        panel: &mut [PanelBlock],
-        weights: &mut [WeightTiles],
-    ) {
-        let row_bytes = w.strides[1];
-        panel::fill(panel, self.ty, rows.map(|row| &w.bytes[row * row_bytes..][..row_bytes]));
-        // SAFETY: `inner_of` has seen what the CPU needs.
-        unsafe { amx::widen(self.form, panel, weights) };
-    }
-}
-
 /// What [`Pack`] has written.
-fn tiles(columns: Operand<'_>) -> &[Tile] {
+fn tiles(columns: Operand<'_>) -> &[Tiles] {
     let bytes = &columns.bytes[columns.bytes.as_ptr().align_offset(ALIGNMENT)..];
     // SAFETY: tiles are bytes; the slice is aligned for them, and has no more of them than the bytes.
-    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<Tile>()) }
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<Tiles>()) }
 }

@@ -1,7 +1,7 @@
 //! Kernels of the vision tower: ours see what ggml's see. What they compute is tested beside them, in `src/kernels/tests.rs`.
 
 use qvl::ggml::has_amx;
-use qvl::kernels::Kernels;
+use qvl::kernels::{Kernels, multiplies_many_columns};
 use serde_json::Value;
 
 use crate::models::{random, tiny};
@@ -78,6 +78,27 @@ fn exact_stays_exact() {
     }
 }
 
+/// A prompt's logits by all who read prompts, beside those of ggml, whose rounding of columns is coarser.
+#[test]
+fn prompts_are_read_as_ggml_reads_them() {
+    let logits = |text_type: &str, kernels: &str| {
+        let mut command = qvl();
+        command.current_dir(repository("models/qvl-tiny/demo")).args(["trace", "-m"]).arg(tiny(text_type, "q8_0").text);
+        traced(command.args(["--prompt-kernels", kernels, "-i", "shapes.png", "What?"])).f32s("logits")
+    };
+    for text_type in ["q4_k_m", "q8_0"] {
+        let ggml = logits(text_type, "ggml");
+        for name in ours().into_iter().filter(|_| multiplies_many_columns()) {
+            let got = logits(text_type, name);
+            let distance = relative_l2(&got.data, &ggml.data);
+            println!("{text_type}, {name}: {distance:.1e} from ggml");
+            assert!((1e-7..0.03).contains(&distance), "{text_type}, {name}: relative L2 {distance:.1e}");
+        }
+    }
+    let wrong = run(qvl().args(["ask", "--prompt-kernels", "sse5", "-m"]).arg(random().text).arg("Hi"));
+    assert!(wrong.code == 2 && wrong.err.contains("avxvnni"), "{wrong:?}");
+}
+
 /// An embedding in the cache is for the kernels that made it.
 #[test]
 fn a_cached_embedding_is_of_its_kernels() {
@@ -109,6 +130,8 @@ fn kernels_are_chosen_by_name() {
     assert!(wrong.err.contains("avxvnni") && wrong.err.contains("auto"), "{wrong:?}");
     let doctor: Value = run(qvl().args(["doctor", "--json"])).json();
     assert_eq!(doctor["vision_kernels"], Kernels::detect().name());
+    let prompts = if multiplies_many_columns() { Kernels::detect() } else { Kernels::Ggml };
+    assert_eq!(doctor["prompt_kernels"], prompts.name());
     let available = doctor["vision_kernels_available"].as_array().expect("a list");
     assert!(ours().into_iter().chain(["ggml"]).all(|name| available.contains(&name.into())), "{doctor}");
 }

@@ -1,5 +1,6 @@
 //! Rows of weights times one column, as decoding multiplies them, and times two to seven, as guesses are read: ggml's sums to the last
-//! bit, by the kernels that the linker has put in the place of its own.
+//! bit, by the kernels that the linker has put in the place of its own. And times eight and more, as prompts are read: those of plain
+//! loops, within the rounding of columns.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
@@ -7,8 +8,9 @@ use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 use qvl::ggml::{Backend, Context};
+use qvl::ggml::{dequantize_row, quantize_rows};
 use qvl::gguf::TensorInfo;
-use qvl::kernels::{few_columns_count, multiplies_few_columns, multiplies_rows};
+use qvl::kernels::{Kernels, few_columns_count, many_columns_count, multiplies_few_columns, multiplies_rows};
 use qvl::quant::GgmlType;
 
 use crate::random::Random;
@@ -106,7 +108,7 @@ fn product(ty: GgmlType, rows: &[u8], [k, m, n]: [usize; 3], x: &[f32], n_thread
     let weights = c.weights(&bytes[start..][..rows.len()], &backend).expect("weights");
     let info = TensorInfo { name: String::new(), dims, ty, offset: 0, n_bytes };
     let (w, columns) = (weights.tensor(&info), c.input(&[k, n]));
-    let product = c.mul_mat(w, columns);
+    let product = c.mul_mat_as_fast(w, columns);
     let mut graph = backend.allocate(c.graph(&[product])).expect("a graph");
     graph.set(columns, x);
     graph.compute().expect("computes");
@@ -146,6 +148,41 @@ fn few_columns_have_the_sums_of_one() {
                     let got = got[j * m + i];
                     assert_eq!(got.to_bits(), want.to_bits(), "{ty}, {k} x {m} by {n}, {j} {i}: {got}, ggml {want}");
                 }
+            }
+        }
+    }
+}
+
+/// Odd shapes, any number of threads; each column has the same sums whatever stands beside it.
+#[test]
+fn many_columns_have_the_sums_of_plain_loops() {
+    use GgmlType::*;
+    let (mut random, is_ours) = (Random(3), Kernels::detect() != Kernels::Ggml);
+    for round in 0..60 {
+        let ty = [Q8_0, Q5_0, Q4_0, IQ4_NL, IQ4_XS, Q5_1, Q4_1, Q5_K, Q4_K, Q6_K][round % 10];
+        let (k, m, n) = (256 * (1 + random.below(17)), 1 + random.below(300), 8 + random.below(70));
+        let value = |random: &mut Random| (random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let values: Vec<f32> = (0..m * k).map(|_| value(&mut random)).collect();
+        let mut rows = vec![0; m * ty.row_bytes(k as u64).expect("whole blocks") as usize];
+        quantize_rows(ty, &values, k, None, &mut rows);
+        let size = [1.0, 1e-3, 1e4][round % 3];
+        let x: Vec<f32> = (0..n * k).map(|_| size * value(&mut random)).collect();
+        let before = many_columns_count();
+        let got = product(ty, &rows, [k, m, n], &x, 1 + random.below(4));
+        assert!(!is_ours || many_columns_count() > before, "{ty}: {n} columns are ours");
+        let fewer = product(ty, &rows, [k, m, 8], &x[..8 * k], 2);
+        assert!(!is_ours || fewer == got[..8 * m], "{ty}, {k} x {m}: 8 columns, and the same among {n}");
+        let mut weights = vec![0.0; k];
+        for (i, row) in rows.chunks_exact(rows.len() / m).enumerate() {
+            dequantize_row(ty, row, &mut weights);
+            for (j, column) in x.chunks_exact(k).enumerate() {
+                let products = weights.iter().zip(column).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (want, squares) = products.fold((0.0, 0.0), |(sum, squares), p| (sum + p, squares + p * p));
+                // 8 bits a value, one scale for at most 256 of them: each product is off by 0.5 % of the largest, and they add up as
+                // noise does. Six times as much happens once in 10⁸.
+                let bound = 0.05 * squares.sqrt() + 1e-6 * f64::from(size);
+                let got = f64::from(got[j * m + i]);
+                assert!((got - want).abs() <= bound, "{ty}, {k} x {m} by {n}, {i} {j}: {got}, plain {want}");
             }
         }
     }
