@@ -54,6 +54,7 @@ awk -F, '
         printf "%-8s %-18s %12s %12s  %s\n", "repack", "case", "llama.cpp", "qvl", "ratio of each round, median"
         for (k = 1; k <= n_keys; k++) {
             key = order[k]; split(key, name, ","); ratios = ""
+            if (!(("llama", key, 1) in speed)) continue # a case of ours only
             for (r = 1; r <= rounds; r++) {
                 a[r] = speed["llama", key, r]; b[r] = speed["qvl", key, r]; c[r] = b[r] / a[r]
                 ratios = ratios sprintf("%.3f ", c[r])

@@ -73,6 +73,7 @@ pub fn text_phase(text: &TextFile, args: &ContextArgs, settings: &SessionSetting
     };
     let phase = phase.with("KV cache", settings.kv_bytes(h), Kind::Private);
     let phase = phase.with("compute buffers", settings.compute_bytes(h), Kind::Private);
+    let program = program + text.prompt_bytes(settings);
     let phase = phase.with("program", program, Kind::Private);
     devices::moved(phase, &placed(text, args, settings), settings.compute_bytes(h))
 }

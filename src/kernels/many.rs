@@ -33,6 +33,30 @@ pub fn set(kernels: Kernels) {
     KERNELS.store(which.unwrap_or(0) as u8, Ordering::Relaxed);
 }
 
+fn chosen() -> Kernels {
+    let which = usize::from(KERNELS.load(Ordering::Relaxed));
+    Kernels::ALL.get(which).copied().unwrap_or_else(Kernels::detect)
+}
+
+/// Bytes of packed columns, wherever they begin.
+fn columns_bytes(kernels: Kernels, k: usize, n_columns: usize) -> usize {
+    match kernels {
+        Kernels::Amx => tiles::bytes_of(k, n_columns),
+        _ => ColumnBlock::bytes_of(k, n_columns) + align_of::<ColumnBlock>(),
+    }
+}
+
+/// Bytes that products with so many columns of at most `k` values take beside their results; none where they are ggml's.
+pub fn room(k: usize, n_columns: usize, n_threads: usize) -> Option<usize> {
+    let kernels = chosen();
+    let a_thread = match kernels {
+        Kernels::Ggml => return None,
+        Kernels::Amx => Room::bytes_of(n_columns),
+        _ => k / DEPTH * size_of::<PanelBlock>(),
+    };
+    Some(columns_bytes(kernels, k, n_columns) + n_threads * a_thread)
+}
+
 /// What a node is planned to be.
 pub struct Plan {
     /// Says who computes it, to all threads alike; not 0.
@@ -47,13 +71,11 @@ pub fn plan(node: &Node) -> Option<Plan> {
     if node.n_columns < COLUMNS_AT_LEAST || node.is_exact || !is_packed {
         return None;
     }
-    let which = usize::from(KERNELS.load(Ordering::Relaxed));
-    let kernels = Kernels::ALL.get(which).copied().unwrap_or_else(Kernels::detect);
-    let n_bytes = match kernels {
-        _ if !kernels.multiply(node.ty) => return None,
-        Kernels::Amx => tiles::bytes_of(node.k, node.n_columns),
-        _ => ColumnBlock::bytes_of(node.k, node.n_columns) + align_of::<ColumnBlock>(),
-    };
+    let kernels = chosen();
+    if !kernels.multiply(node.ty) {
+        return None;
+    }
+    let n_bytes = columns_bytes(kernels, node.k, node.n_columns);
     let mark = Kernels::ALL.iter().position(|k| *k == kernels)?;
     Some(Plan { mark: mark as i32, n_bytes })
 }

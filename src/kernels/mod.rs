@@ -237,6 +237,18 @@ pub fn set_prompt_kernels(kernels: Kernels) {
     let _ = kernels;
 }
 
+/// Bytes that products of a prompt take beside their results, for so many columns of at most `k` values, by the kernels that are set now;
+/// none where ggml plans them.
+pub fn prompt_room(k: usize, n_columns: usize, n_threads: usize) -> Option<usize> {
+    #[cfg(row_kernels)]
+    return many::room(k, n_columns, n_threads);
+    #[cfg(not(row_kernels))]
+    {
+        let _ = (k, n_columns, n_threads);
+        None
+    }
+}
+
 /// Whether this build lets kernels of ours multiply with many columns: on x86-64 Linux, where it is for AVX2.
 pub fn multiplies_many_columns() -> bool {
     cfg!(row_kernels)

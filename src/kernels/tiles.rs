@@ -82,6 +82,11 @@ impl Room {
         }
     }
 
+    /// Bytes that one has at most for so many columns.
+    pub fn bytes_of(n_columns: usize) -> usize {
+        PANELS * (DEPTH_TILES * size_of::<Tiles>() + n_columns.div_ceil(SIDE) * size_of::<Sums>())
+    }
+
     /// Rows of a share.
     pub fn n_rows(&self) -> usize {
         self.n_panels * ROWS

@@ -59,6 +59,11 @@ pub struct SessionSettings {
     pub n_outputs: usize,
 }
 
+/// Rows as ggml's matrix products read them: a byte and a bit for each value of the widest.
+fn products_bytes(n_rows: usize, widest: usize) -> usize {
+    n_rows * widest * 9 / 8
+}
+
 impl SessionSettings {
     /// What the KV cache takes, in bytes. llama.cpp rounds the positions up to a multiple of 256.
     pub fn kv_bytes(&self, h: &TextHparams) -> u64 {
@@ -67,12 +72,17 @@ impl SessionSettings {
         n_cells * (row_bytes(self.type_k) + row_bytes(self.type_v))
     }
 
+    /// Positions that are read in one pass, at most.
+    fn n_rows(&self) -> usize {
+        self.params(1).n_ubatch
+    }
+
     /// What llama.cpp's graph takes beside weights and cache, in bytes: what is alive at once in a feed-forward block, or in
     /// attention where that computes all scores, and the buffers of its matrix products. Measured on llama.cpp's own report
     /// (a test compares).
     pub fn compute_bytes(&self, h: &TextHparams) -> u64 {
         let n_ctx = self.n_ctx.next_multiple_of(256);
-        let (n_rows, width) = (self.params(1).n_ubatch, h.n_embd);
+        let (n_rows, width) = (self.n_rows(), h.n_embd);
         let n_ff = h.n_ff;
         let bytes_a_row = match self.flash {
             FlashAttention::On => 4 * (5 * width + 3 * n_ff) + 2 * n_ctx,
@@ -84,8 +94,7 @@ impl SessionSettings {
         // Logits stand in the graph where blocks were before, and are handed out from a buffer of their own.
         let row = 4 * h.n_vocab;
         let logits = row * self.params(1).n_outputs;
-        // Rows as matrix products read them: a byte and a bit for each value of the widest.
-        let products = n_rows * n_ff.max(width) * 9 / 8;
+        let products = products_bytes(n_rows, n_ff.max(width));
         ((n_rows * bytes_a_row).max(logits) + row + logits + products) as u64
     }
 

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::error::Result;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::gguf_file::GgufFile;
+use crate::kernels;
 use crate::llama::{Model, ModelParams};
 use crate::names::{text_tensor, vocab};
 use crate::quant::GgmlType;
@@ -15,6 +16,7 @@ use crate::text::{self, TextHparams};
 use crate::tokenizer::Tokenizer;
 
 use super::adapter::AdapterFile;
+use super::{SessionSettings, products_bytes};
 
 /// Names a text model: equal weights, equal name.
 pub type ModelId = [u8; 32];
@@ -30,6 +32,7 @@ pub struct TextFile {
     layers: Vec<Range<u64>>,
     output_bytes: u64,
     is_all_k_quants: bool,
+    is_quantised: bool,
     adapters: Vec<AdapterFile>,
 }
 
@@ -80,6 +83,7 @@ impl TextFile {
                 layers,
                 output_bytes,
                 is_all_k_quants: gguf.tensors().iter().filter(|t| is_multiplied(t)).all(is_k_quant),
+                is_quantised: gguf.tensors().iter().any(|t| is_multiplied(t) && t.ty.is_quantised()),
                 adapters: Vec::new(),
             })
         };
@@ -136,6 +140,14 @@ impl TextFile {
     /// Whether all matrices that a token is multiplied with are `q4_k`, `q5_k` or `q6_k`.
     pub fn is_all_k_quants(&self) -> bool {
         self.is_all_k_quants
+    }
+
+    /// Bytes that products of a prompt take with these settings where kernels of ours compute them, beyond what ggml plans for its own
+    /// ([`SessionSettings::compute_bytes`]).
+    pub fn prompt_bytes(&self, settings: &SessionSettings) -> u64 {
+        let (n_rows, widest) = (settings.n_rows(), self.hparams.n_ff.max(self.hparams.n_embd));
+        let room = kernels::prompt_room(widest, n_rows, settings.n_threads).filter(|_| self.is_quantised);
+        room.map_or(0, |bytes| bytes.saturating_sub(products_bytes(n_rows, widest)) as u64)
     }
 
     /// Bytes of the output matrix and of the norm before it.
