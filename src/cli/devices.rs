@@ -1,5 +1,6 @@
 //! Which devices compute what.
 
+use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,7 +109,14 @@ fn answers(endpoint: &str) -> Result<()> {
     let mut why = "no address".to_owned();
     for address in addresses {
         match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(_) => return Ok(()),
+            Ok(mut stream) => match Device::greet_worker(&mut stream, PATIENCE) {
+                Ok(true) => return Ok(()),
+                Ok(false) => why = "what listens there is no qvl worker".to_owned(),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    why = format!("no answer within {} s; a worker serves one qvl after the other", PATIENCE.as_secs());
+                }
+                Err(e) => why = e.to_string(),
+            },
             Err(e) => why = e.to_string(),
         }
     }

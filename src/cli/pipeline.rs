@@ -15,7 +15,7 @@ use qvl::kernels::{self, Kernels};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
 use qvl::mmap::MappedFile;
 use qvl::names::general;
-use qvl::session::{Draft, SessionSettings, TextFile};
+use qvl::session::{Draft, Session, SessionSettings, TextFile};
 use qvl::text::TextHparams;
 use qvl::vision::{Attention, ImageEmbedding, Taps, Tower, VisionHparams, VisionModel};
 
@@ -329,7 +329,14 @@ pub fn load_model(
     if let Some(note) = devices.note(text, args, &placed).filter(|_| !quiet) {
         print_error(&format!("note: {note}\n"));
     }
-    let mut model = match text.load(model_params(text, args, settings)?) {
+    let loaded = text.load(model_params(text, args, settings)?).and_then(|model| {
+        // A device may have room for the weights and none for the cache: tried here, where nothing has been said yet.
+        if !placed.is_empty() {
+            drop(Session::new(text, &model, settings, &STOP)?);
+        }
+        Ok(model)
+    });
+    let mut model = match loaded {
         Err(error) if !placed.is_empty() => {
             if !quiet {
                 print_error(&format!("note: {error}; the CPU computes all layers instead\n"));

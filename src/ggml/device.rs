@@ -1,9 +1,12 @@
 //! What ggml can compute on.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Once;
+use std::time::Duration;
 
 use llama_cpp_sys_2 as sys;
 
@@ -59,6 +62,24 @@ impl Device {
                 "ggml's library for the CPU (libggml-cpu-*) is missing: it belongs beside the program, or into ../lib/qvl",
             )
         })
+    }
+
+    /// Whether a worker greets back, of whatever version: ggml itself waits for ever for one that does not. Errors: nothing within
+    /// `patience`, or the connection ended.
+    pub fn greet_worker(stream: &mut TcpStream, patience: Duration) -> io::Result<bool> {
+        /// ggml's `RPC_CMD_HELLO`, which is the same in all versions, and the bytes that follow it.
+        const HELLO: (u8, u64) = (14, 24);
+        /// No answer to it is longer.
+        const LONGEST: u64 = 4096;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut greeting = vec![HELLO.0];
+        greeting.extend(HELLO.1.to_le_bytes());
+        greeting.extend([0; HELLO.1 as usize]);
+        stream.write_all(&greeting)?;
+        let mut n_bytes = [0; 8];
+        stream.read_exact(&mut n_bytes)?;
+        Ok(u64::from_le_bytes(n_bytes) <= LONGEST)
     }
 
     /// Connects to a `qvl worker` at `HOST:PORT`; its devices. Errors: nobody answers there, or not as a worker of this

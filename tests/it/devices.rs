@@ -168,18 +168,63 @@ fn layers_without_a_device_are_the_cpus() {
     assert!(all.err.contains("note: there is no device for layers"), "{all:?}");
 }
 
-/// Something else listens there, or the worker dies at work: one line, no abort.
+/// It holds the weights and not the cache: the CPU goes on, and says so.
 #[test]
-fn a_worker_that_is_none_or_goes_away() {
+#[cfg(target_os = "linux")]
+fn a_worker_without_room_for_the_cache() {
+    let (worker, model) = (Worker::start(), tiny("f16", "f16"));
+    let ask = |flags: &[&str], n_ctx: &str| {
+        let mut command = over(&model, "ask");
+        command.args(["--temp", "0", "-n", "4", "-ctk", "f32", "-ctv", "f32", "-c", n_ctx]).args(flags);
+        run(command.arg("hi")).ok()
+    };
+    let flags = ["--rpc", &worker.address, "-ngl", "all"];
+    let before = ask(&flags, "256");
+    assert!(!before.err.contains("the CPU computes"), "{before:?}");
+    // What it has now, and the weights once more; the cache of 8192 positions is 64 MiB.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.child.id())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    let limit = format!("--as={}", (size << 10) + (24 << 20));
+    let limited = Command::new("prlimit").args(["--pid", &worker.child.id().to_string(), &limit]).status().unwrap();
+    assert!(limited.success());
+    let after = ask(&flags, "8192");
+    assert!(after.err.contains("cache; the CPU computes all layers instead"), "{after:?}");
+    assert_eq!(after.out, ask(&["--device", "cpu"], "8192").out);
+}
+
+/// Nothing that listens there answers as a worker, or at all.
+#[test]
+fn what_is_no_worker_is_a_usage_error() {
+    let model = tiny("f16", "f16");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let ask = || run(over(&model, "ask").args(["-q", "--rpc", &address, "hi"]));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n");
+        });
+        ask().fails(2, "what listens there is no qvl worker");
+    });
+    // The system accepts, and nobody reads.
+    ask().fails(2, "no answer within 5 s");
+}
+
+/// It says hello and then something else, or dies at work: one line, no abort.
+#[test]
+fn a_worker_that_goes_away() {
     const LINE: &str = "a machine of --rpc has gone away, or what listens there is no qvl worker";
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = std::thread::spawn(move || {
         // Whether it answers at all, and then what is asked for.
-        for stream in listener.incoming().take(2) {
+        let answers = [&28u64.to_le_bytes()[..], b"HTTP/1.0 400 Bad Request\r\n\r\n"];
+        for (answer, stream) in answers.into_iter().zip(listener.incoming()) {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 64]);
-            let _ = stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n");
+            let _ = stream.write_all(answer);
         }
     });
     let model = tiny("f16", "f16");
