@@ -83,6 +83,7 @@ impl Room {
     }
 
     /// Bytes that one has at most for so many columns.
+    #[cfg(row_kernels)]
     pub fn bytes_of(n_columns: usize) -> usize {
         PANELS * (DEPTH_TILES * size_of::<Tiles>() + n_columns.div_ceil(SIDE) * size_of::<Sums>())
     }
