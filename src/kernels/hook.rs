@@ -95,7 +95,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// None if it is another kind of node, or a product with more than one matrix.
+    /// None if it is another kind of node, a product with more than one matrix, or one whose shapes do not go together.
     ///
     /// # Safety
     /// `op` is a node of a graph.
@@ -110,7 +110,9 @@ impl Node {
         let is_flat = |t: &sys::ggml_tensor| t.ne[2] == 1 && t.ne[3] == 1;
         let has_floats = |t: &sys::ggml_tensor| t.type_ == sys::GGML_TYPE_F32 && t.nb[0] == size_of::<f32>();
         let has_rows = w.nb[0] as u64 == ty.block_bytes();
-        let is_ours = has_rows && is_flat(w) && is_flat(x) && has_floats(x) && has_floats(op);
+        // ggml has proven what its own functions make; a worker's graphs come from another machine.
+        let fits = k > 0 && w.ne[0] == x.ne[0] && w.ne[1] > 0 && op.ne == [w.ne[1], x.ne[1], 1, 1];
+        let is_ours = fits && has_rows && is_flat(w) && is_flat(x) && has_floats(x) && has_floats(op);
         is_ours.then_some(Node {
             ty,
             k,
@@ -161,7 +163,6 @@ impl Params {
 }
 
 /// Products that were computed by kernels of ours.
-#[derive(Default)]
 pub struct Count(AtomicUsize);
 
 impl Count {

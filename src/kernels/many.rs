@@ -1,8 +1,8 @@
 //! Weights times eight and more columns, as prompts are read: by the vision tower's kernels.
 //!
-//! ggml has tiled kernels for K-quants only, and those for VNNI at most: ours for it are faster, and AMX is several times as fast. What is rounded is other than
-//! ggml's 8 bits for each 256 values of a column: 8 bits for each 32 of them, or bf16, which is closer to the weights times the
-//! columns.
+//! ggml has tiled kernels for K-quants only, and those for VNNI at most: ours for it are faster, and AMX is several times as fast. Columns
+//! are rounded to 8 bits for each 32 values, or to bf16; ggml's have a scale for each 256 values. So the sums are not ggml's bits, but
+//! nearer to the exact ones.
 
 use std::ops::Range;
 use std::slice;
@@ -33,6 +33,7 @@ pub fn set(kernels: Kernels) {
     KERNELS.store(which.unwrap_or(0) as u8, Ordering::Relaxed);
 }
 
+/// Those that were set, or the best of this CPU.
 fn chosen() -> Kernels {
     let which = usize::from(KERNELS.load(Ordering::Relaxed));
     Kernels::ALL.get(which).copied().unwrap_or_else(Kernels::detect)
