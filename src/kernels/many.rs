@@ -47,12 +47,13 @@ fn columns_bytes(kernels: Kernels, k: usize, n_columns: usize) -> usize {
     }
 }
 
-/// Bytes that products with so many columns of at most `k` values take beside their results; none where they are ggml's.
-pub fn room(k: usize, n_columns: usize, n_threads: usize) -> Option<usize> {
+/// Bytes that products of at most so many rows with so many columns of at most `k` values take beside their results; none where they are
+/// ggml's.
+pub fn room([k, n_rows, n_columns]: [usize; 3], n_threads: usize) -> Option<usize> {
     let kernels = chosen();
     let a_thread = match kernels {
         Kernels::Ggml => return None,
-        Kernels::Amx => Room::bytes_of(n_columns),
+        Kernels::Amx => Room::bytes_of(n_rows, n_columns, n_threads),
         _ => k / DEPTH * size_of::<PanelBlock>(),
     };
     Some(columns_bytes(kernels, k, n_columns) + n_threads * a_thread)

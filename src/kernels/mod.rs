@@ -237,14 +237,14 @@ pub fn set_prompt_kernels(kernels: Kernels) {
     let _ = kernels;
 }
 
-/// Bytes that products of a prompt take beside their results, for so many columns of at most `k` values, by the kernels that are set now;
+/// Bytes that products of a prompt take beside their results, `[k, rows, columns]` being the most of each, by the kernels that are set now;
 /// none where ggml plans them.
-pub fn prompt_room(k: usize, n_columns: usize, n_threads: usize) -> Option<usize> {
+pub fn prompt_room(dims: [usize; 3], n_threads: usize) -> Option<usize> {
     #[cfg(row_kernels)]
-    return many::room(k, n_columns, n_threads);
+    return many::room(dims, n_threads);
     #[cfg(not(row_kernels))]
     {
-        let _ = (k, n_columns, n_threads);
+        let _ = (dims, n_threads);
         None
     }
 }

@@ -66,13 +66,18 @@ pub struct Room {
     n_panels: usize,
 }
 
+/// Panels that a thread takes at once.
+fn n_panels(n_rows: usize, n_threads: usize) -> usize {
+    (n_rows.div_ceil(ROWS) / (SHARES * n_threads)).clamp(1, PANELS)
+}
+
 impl Room {
     /// Room for one of `n_threads` that multiply so many rows and columns.
     ///
     /// # Safety
     /// [`amx::is_available`].
     pub unsafe fn new(n_rows: usize, n_columns: usize, n_threads: usize) -> Self {
-        let n_panels = (n_rows.div_ceil(ROWS) / (SHARES * n_threads)).clamp(1, PANELS);
+        let n_panels = n_panels(n_rows, n_threads);
         Room {
             // SAFETY: by this function's contract.
             shapes: unsafe { Shapes::set() },
@@ -82,10 +87,10 @@ impl Room {
         }
     }
 
-    /// Bytes that one has at most for so many columns.
+    /// Bytes that one has.
     #[cfg(row_kernels)]
-    pub fn bytes_of(n_columns: usize) -> usize {
-        PANELS * (DEPTH_TILES * size_of::<Tiles>() + n_columns.div_ceil(SIDE) * size_of::<Sums>())
+    pub fn bytes_of(n_rows: usize, n_columns: usize, n_threads: usize) -> usize {
+        n_panels(n_rows, n_threads) * (DEPTH_TILES * size_of::<Tiles>() + n_columns.div_ceil(SIDE) * size_of::<Sums>())
     }
 
     /// Rows of a share.

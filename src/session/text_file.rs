@@ -146,7 +146,7 @@ impl TextFile {
     /// ([`SessionSettings::compute_bytes`]).
     pub fn prompt_bytes(&self, settings: &SessionSettings) -> u64 {
         let (n_rows, widest) = (settings.n_rows(), self.hparams.n_ff.max(self.hparams.n_embd));
-        let room = kernels::prompt_room(widest, n_rows, settings.n_threads).filter(|_| self.is_quantised);
+        let room = kernels::prompt_room([widest, widest, n_rows], settings.n_threads).filter(|_| self.is_quantised);
         room.map_or(0, |bytes| bytes.saturating_sub(products_bytes(n_rows, widest)) as u64)
     }
 
