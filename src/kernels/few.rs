@@ -2,8 +2,8 @@
 //!
 //! For so few columns ggml multiplies each of them with a row as if it were alone, and unpacks the row anew for each. Here a row of
 //! K-quants is unpacked once, 64 values in a register, and multiplied with all of them. Two to seven, since for one column memory is
-//! the limit (`row`), and from eight on ggml has tiled kernels, which round otherwise. Types with blocks of 32 are not here: for those
-//! ggml's build has others that take several columns.
+//! the limit (`row`), and from eight on other kernels are faster, which round otherwise (`many`, or ggml's tiled ones). Types with blocks
+//! of 32 are not here: for those ggml's build has others that take several columns.
 //!
 //! The work buffer is the one that ggml plans for its own way, with columns of the same type in it.
 //!

@@ -38,7 +38,13 @@ fn the_plan_is_what_is_measured() {
     for flags in [&[][..], &["-c", "2048"], &["-c", "8192"], &["-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0"]] {
         let planned = plan(&model, &[flags, &["-n", "40", "--prompt-tokens", "30"]].concat());
         let planned = planned["peak_bytes"].as_u64().unwrap() as f64;
-        let measured = run(&mut ask(&model, flags)).json()["memory"]["peak_rss_bytes"].as_u64().unwrap() as f64;
+        // Of three: on a busy machine a single one is off by a megabyte, either way.
+        let mut measured = [(); 3].map(|()| {
+            let json = run(&mut ask(&model, flags)).json();
+            json["memory"]["peak_rss_bytes"].as_u64().unwrap() as f64
+        });
+        measured.sort_by(f64::total_cmp);
+        let measured = measured[1];
         assert!((planned / measured - 1.0).abs() <= 0.05, "{flags:?}: planned {planned}, measured {measured}");
     }
 }
