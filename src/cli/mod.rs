@@ -74,6 +74,10 @@ pub fn main() -> ExitCode {
     if let Err(error) = ctrlc::set_handler(handler) {
         return report(&Error::other("cannot handle Ctrl-C").because(error));
     }
+    // Before anything else is done: a flag that cannot be followed is told at once.
+    if let Some(error) = cli.command.prompt_kernels().and_then(|mode| pipeline::use_prompt_kernels(mode).err()) {
+        return report(&error);
+    }
     let result = match cli.command {
         Command::Ask(args) => ask::run(&args, cli.quiet),
         Command::Chat(args) => chat::run(args, cli.quiet),

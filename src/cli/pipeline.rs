@@ -322,7 +322,6 @@ pub fn load_model(
     n_kept: Option<usize>,
     quiet: bool,
 ) -> Result<Model> {
-    use_prompt_kernels(args.prompt_kernels)?;
     let _spinner = spinner(quiet, "loading the model".to_owned());
     let devices = devices::chosen(args)?;
     let placed = devices.place(text, args, settings);

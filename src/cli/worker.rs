@@ -9,12 +9,10 @@ use qvl::error::{Error, ErrorKind, Result};
 use qvl::ggml::Device;
 
 use super::args::WorkerArgs;
-use super::pipeline::use_prompt_kernels;
 use super::{STOP, devices, print_error};
 
 /// Runs it until Ctrl-C. Errors: it cannot listen; interrupted, in the end.
 pub fn run(args: &WorkerArgs, quiet: bool) -> Result<()> {
-    use_prompt_kernels(args.prompt_kernels)?;
     let all = Device::all();
     let devices: Vec<Device> = match &args.device[..] {
         [auto] if auto == "auto" => {

@@ -7,7 +7,7 @@
 //! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out;
 //! - [`attention`]: without mask, in bf16 with f32 sums.
 //!
-//! And for text, in the place of ggml's (`hook`): where a row is multiplied with one column, for decoding, `row` has ggml's own kernels at
+//! And for text, in the place of ggml's (`hook`, `build.rs`): where a row is multiplied with one column, for decoding, `row` has ggml's own kernels at
 //! the speed of memory; where it is multiplied with two to seven, `few` unpacks it once for all; and prompts, where it is multiplied with
 //! eight and more, go through the vision tower's kernels (`many`).
 //!
@@ -48,7 +48,7 @@ mod unpack;
 use crate::ggml::Tensor;
 use crate::quant::GgmlType;
 
-/// Which kernels compute the vision tower.
+/// Which kernels compute the vision tower, or read prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
     /// ggml's.

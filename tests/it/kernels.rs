@@ -95,6 +95,11 @@ fn prompts_are_read_as_ggml_reads_them() {
             assert!((1e-7..0.03).contains(&distance), "{text_type}, {name}: relative L2 {distance:.1e}");
         }
     }
+    // What this CPU lacks is told before a file is opened.
+    let lacking = Kernels::ALL.into_iter().filter(|kernels| !kernels.is_available()).map(Kernels::name);
+    for name in lacking {
+        run(qvl().args(["plan", "-m", "missing.gguf", "--prompt-kernels", name])).fails(2, "leave it at auto");
+    }
     let wrong = run(qvl().args(["ask", "--prompt-kernels", "sse5", "-m"]).arg(random().text).arg("Hi"));
     assert!(wrong.code == 2 && wrong.err.contains("avxvnni"), "{wrong:?}");
 }

@@ -67,6 +67,26 @@ pub enum Command {
 }
 
 impl Command {
+    /// Who is to read prompts, where it reads any or says what that takes.
+    pub fn prompt_kernels(&self) -> Option<KernelsMode> {
+        use Command::*;
+        let context = match self {
+            Ask(args) => &args.context,
+            Chat(args) => &args.context,
+            Detect(args) => &args.context,
+            Batch(args) => &args.context,
+            Imatrix(args) => &args.context,
+            Quality(args) => &args.context,
+            Trace(args) => &args.context,
+            Plan(args) => &args.context,
+            Bench(args) => &args.context,
+            #[cfg(feature = "rpc")]
+            Worker(args) => return Some(args.prompt_kernels),
+            Tokenize(_) | Inspect(_) | Doctor(_) | Cache(_) | Completions(_) | Man(_) => return None,
+        };
+        Some(context.prompt_kernels)
+    }
+
     /// Whether it passes over a model's weights.
     pub fn computes(&self) -> bool {
         use Command::*;
