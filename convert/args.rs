@@ -54,10 +54,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "report")]
     pub reference: Option<PathBuf>,
     /// Write the language model in files of at most SIZE, NAME-00001-of-00003.gguf and so on; M and G are 10^6 and 10^9 bytes
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "report")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub split_max_size: Option<u64>,
     /// Write the language model in files of at most N tensors
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "report")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub split_max_tensors: Option<u32>,
     /// Threads [default: all cores]
     #[arg(short = 'j', long, value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]

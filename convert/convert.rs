@@ -315,8 +315,9 @@ impl Making<'_> {
         let files: Result<Vec<_>> = which.iter().map(write).collect();
         progress.finish_and_clear();
         let mut files: Vec<_> = files?.into_iter().flatten().collect();
+        let aside = comparison.map(|_| output::set_aside(&mut files, &args.out)).transpose()?;
         let quality = match (comparison, files.as_slice()) {
-            (Some(comparison), [(text, _), (mmproj, _)]) => {
+            (Some(comparison), [(text, _), .., (mmproj, _)]) => {
                 Some(comparison.run(args, [text.path(), mmproj.path()], interrupted)?)
             }
             _ => None,
@@ -325,6 +326,7 @@ impl Making<'_> {
         // The first part of several is named last: where a crash leaves some of them, there is none that could be opened.
         files.reverse();
         output::publish(files, &args.out, existing)?;
+        drop(aside);
         // A file that was not written is its own source, and as long as it was; one with a report is longer than planned.
         let size = |path: PathBuf| match std::fs::metadata(&path) {
             Ok(metadata) => Ok((path, metadata.len())),

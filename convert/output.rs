@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use crate::report::bytes_text;
 
@@ -67,6 +67,27 @@ pub fn temporary(dir: &Path) -> Result<NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(dir).map_err(|e| Error::other("cannot make a temporary file").because(e).at(dir))
+}
+
+/// A directory in `dir` that vanishes with all that is in it.
+pub fn temporary_dir(dir: &Path) -> Result<TempDir> {
+    let made = tempfile::Builder::new().prefix(".qvl-convert-").tempdir_in(dir);
+    made.map_err(|e| Error::other("cannot make a temporary directory").because(e).at(dir))
+}
+
+/// Moves complete files to where they can be opened as what they will be, and none takes them for it: their final names, which the
+/// parts of a model find each other by, in a directory that vanishes. They are to be [published](publish) from there.
+pub fn set_aside(files: &mut Vec<(NamedTempFile, PathBuf)>, dir: &Path) -> Result<TempDir> {
+    let aside = temporary_dir(dir)?;
+    let moved = |(file, target): (NamedTempFile, PathBuf)| {
+        let path = aside.path().join(target.file_name().unwrap_or_default());
+        let (file, old) = file.into_parts();
+        let named = old.persist(&path).map_err(std::io::Error::from).and_then(|()| TempPath::try_from_path(&path));
+        let failed = |e: std::io::Error| Error::other("cannot name the file").because(e).at(&path);
+        Ok((NamedTempFile::from_parts(file, named.map_err(failed)?), target))
+    };
+    *files = files.drain(..).map(moved).collect::<Result<_>>()?;
+    Ok(aside)
 }
 
 /// Brings complete files to the disk and then to their names, all of them or (short of a crash between two renames) none.

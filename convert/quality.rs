@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::args::Args;
 use crate::convert::convert;
+use crate::output;
 use crate::types::FileType;
 
 /// A comparison that can be made: its program and its files are there.
@@ -38,12 +39,11 @@ impl Comparison {
         Ok(Some(Comparison { program, data: data.clone(), reference: args.reference.clone() }))
     }
 
-    /// Compares two complete files, and writes the result into the text file's metadata. Errors are those of `qvl quality`, and of
+    /// Compares two complete files (of a model in parts, the first), and writes the result into the text file's metadata. Errors are those of `qvl quality`, and of
     /// the conversion to f16 where that is the reference (it lies in the output directory meanwhile).
     pub fn run(&self, args: &Args, files: [&Path; 2], interrupted: &AtomicBool) -> Result<Value> {
         let Some(reference) = &self.reference else {
-            let dir = tempfile::Builder::new().prefix(".qvl-convert-").tempdir_in(&args.out);
-            let dir = dir.map_err(|e| Error::other("cannot make a temporary directory").because(e).at(&args.out))?;
+            let dir = output::temporary_dir(&args.out)?;
             let exact = Args {
                 text_type: FileType::F16,
                 vision_type: FileType::F16,
@@ -51,6 +51,8 @@ impl Comparison {
                 tensor_type: Vec::new(),
                 imatrix: None,
                 report: None,
+                split_max_size: None,
+                split_max_tensors: None,
                 ..args.clone()
             };
             let (done, _) = convert(&exact, interrupted)?;

@@ -16,17 +16,19 @@ pub struct Limits {
     pub n_bytes: Option<u64>,
     /// Tensors.
     pub n_tensors: Option<u32>,
+    /// Whether the first file gets a report when all are written, which it must have room for.
+    pub report: bool,
 }
 
 impl Limits {
     /// Those of the command line.
     pub fn of(args: &Args) -> Self {
-        Limits { n_bytes: args.split_max_size, n_tensors: args.split_max_tensors }
+        Limits { n_bytes: args.split_max_size, n_tensors: args.split_max_tensors, report: args.report.is_some() }
     }
 
     /// Whether there is one.
     pub fn is_some(self) -> bool {
-        self != Limits::default()
+        self.n_bytes.is_some() || self.n_tensors.is_some()
     }
 }
 
@@ -43,12 +45,15 @@ pub struct Planned {
 pub fn files(plan: &FilePlan, metadata: &Metadata, limits: Limits) -> Result<Vec<Planned>> {
     let whole = plan.layout(metadata)?;
     let n_tensors = plan.tensors.len();
-    let fits = limits.n_bytes.is_none_or(|most| whole.file_bytes <= most)
+    /// The keys of a report with the names of two files.
+    const REPORT_BYTES: u64 = 2048;
+    let more = if limits.report { REPORT_BYTES } else { 0 };
+    let fits = limits.n_bytes.is_none_or(|most| whole.file_bytes + more <= most)
         && limits.n_tensors.is_none_or(|most| n_tensors <= most as usize);
     if fits {
         return Ok(vec![Planned { plan: plan.clone(), layout: whole }]);
     }
-    let shares = shares(&plan.tensors, whole.header.len() as u64, limits)?;
+    let shares = shares(&plan.tensors, whole.header.len() as u64 + more, limits)?;
     let count = shares.len();
     let stem = plan.file_name.strip_suffix(".gguf").unwrap_or(&plan.file_name);
     let file = |(no, tensors): (usize, Vec<PlannedTensor>)| {

@@ -76,6 +76,9 @@ mod rows;
 /// The text file in stock llama.cpp.
 mod stock;
 
+/// The text file against llama.cpp's own converter.
+mod llama_converter;
+
 /// Ctrl-C keeps what came.
 #[cfg(unix)]
 mod interrupt;

@@ -298,6 +298,18 @@ fn a_conversion_can_report_on_itself() {
     measured = again["quality"]["kl"].clone();
     assert_eq!(measured, done["quality"]["kl"]);
 
+    // Of a model in parts the first keeps it, and has room for it.
+    let whole = inspect();
+    fs::remove_dir_all(&out).unwrap();
+    let in_parts = convert(&["--report", data, "--split-max-size", "0.5M"]).json();
+    assert_eq!(in_parts["quality"]["kl"], done["quality"]["kl"]);
+    let parts: Vec<&Path> =
+        in_parts["model_parts"].as_array().unwrap().iter().map(|p| Path::new(p.as_str().unwrap())).collect();
+    assert_eq!(n_files(), parts.len() + 1, "and nothing else");
+    assert!(parts.len() > 3 && parts.iter().all(|part| fs::metadata(part).unwrap().len() <= 500_000), "{parts:?}");
+    let first = run(qvl().args(["inspect", "--json", "--verify"]).arg(parts[0])).json()["metadata"].clone();
+    assert_eq!(first["qvl.quality.kl_mean"], whole["qvl.quality.kl_mean"]);
+
     fs::remove_dir_all(&out).unwrap();
     convert(&["--report", "nowhere.jsonl"]).fails(2, "nowhere.jsonl: this file is not there");
     convert(&["--report", data, "--reference", tiny("f16", "f16").mmproj.to_str().unwrap()]).fails(3, "--report: ");
