@@ -307,6 +307,14 @@ impl Making<'_> {
     fn write(&self, (planned, which): ([Vec<Planned>; 2], &[Which]), comparison: Option<&Comparison>) -> Result<Done> {
         let Making { args, weights, importance, interrupted } = *self;
         let n_new = which.iter().flat_map(|which| &planned[*which as usize]).map(|file| file.layout.file_bytes).sum();
+        let n_left = output::remove_leftovers(&args.out);
+        if n_left > 0 && !args.quiet {
+            let n_left = report::bytes_text(n_left);
+            report::note(&format!(
+                "note: removed {n_left} that a killed conversion had left in {}\n",
+                args.out.display()
+            ));
+        }
         output::require_space(&args.out, n_new)?;
         let pool = thread_pool(args.threads)?;
         let progress = progress_bar(args.quiet, n_new);

@@ -59,26 +59,75 @@ fn free_bytes(_dir: &Path) -> Option<u64> {
     None
 }
 
-/// A nameless-to-be file in `dir` that vanishes unless it is [published](publish).
+/// What temporary names begin with.
+const PREFIX: &str = ".qvl-convert-";
+
+/// A nameless-to-be file in `dir` that vanishes unless it is [published](publish). It is locked, so that
+/// [`remove_leftovers`] knows it from those whose program was killed.
 pub fn temporary(dir: &Path) -> Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".qvl-convert-").suffix(".tmp");
+    builder.prefix(PREFIX).suffix(".tmp");
     // As any new file: what the user's umask leaves of rw-rw-rw-.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(dir).map_err(|e| Error::other("cannot make a temporary file").because(e).at(dir))
+    loop {
+        let failed = |e| Error::other("cannot make a temporary file").because(e).at(dir);
+        let file = builder.tempfile_in(dir).map_err(failed)?;
+        // Where there are no locks, nothing is taken for a leftover.
+        let locked = file.as_file().lock();
+        // Another program may have taken it for one between the two.
+        if locked.is_err() || file.path().exists() {
+            return Ok(file);
+        }
+    }
 }
 
-/// A directory in `dir` that vanishes with all that is in it.
-pub fn temporary_dir(dir: &Path) -> Result<TempDir> {
-    let made = tempfile::Builder::new().prefix(".qvl-convert-").tempdir_in(dir);
-    made.map_err(|e| Error::other("cannot make a temporary directory").because(e).at(dir))
+/// A directory that vanishes with all that is in it, locked as [`temporary`] files are.
+pub struct Aside {
+    dir: TempDir,
+    _lock: Option<File>,
+}
+
+impl Aside {
+    /// A new one in `dir`.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(dir);
+        let made = made.map_err(|e| Error::other("cannot make a temporary directory").because(e).at(dir))?;
+        let lock = File::open(made.path()).ok().filter(|dir| dir.lock().is_ok());
+        Ok(Aside { dir: made, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Removes what killed conversions left in `dir`: temporary files and directories whose lock nobody holds. Returns how many bytes
+/// they were; what cannot be looked at or removed stays.
+pub fn remove_leftovers(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let leftovers = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    let removed = leftovers.filter_map(|entry| {
+        let path = entry.path();
+        let file = File::open(&path).ok()?;
+        file.try_lock().ok()?;
+        if entry.file_type().ok()?.is_dir() {
+            let inside = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            let n_bytes = inside.filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum::<u64>();
+            std::fs::remove_dir_all(&path).ok().map(|()| n_bytes)
+        } else {
+            let n_bytes = file.metadata().ok()?.len();
+            std::fs::remove_file(&path).ok().map(|()| n_bytes)
+        }
+    });
+    removed.sum()
 }
 
 /// Moves complete files to where they can be opened as what they will be, and none takes them for it: their final names, which the
 /// parts of a model find each other by, in a directory that vanishes. They are to be [published](publish) from there.
-pub fn set_aside(files: &mut Vec<(NamedTempFile, PathBuf)>, dir: &Path) -> Result<TempDir> {
-    let aside = temporary_dir(dir)?;
+pub fn set_aside(files: &mut Vec<(NamedTempFile, PathBuf)>, dir: &Path) -> Result<Aside> {
+    let aside = Aside::new(dir)?;
     let moved = |(file, target): (NamedTempFile, PathBuf)| {
         let path = aside.path().join(target.file_name().unwrap_or_default());
         let (file, old) = file.into_parts();
@@ -117,4 +166,36 @@ pub fn publish(files: Vec<(NamedTempFile, PathBuf)>, dir: &Path, existing: Exist
         let _ = dir.sync_all();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names in `dir`.
+    fn names(dir: &Path) -> Vec<String> {
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = std::fs::read_dir(dir).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn leftovers_go_and_what_is_at_work_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, aside) = (temporary(dir.path()).unwrap(), Aside::new(dir.path()).unwrap());
+        std::fs::write(aside.path().join("m.gguf"), [0; 7]).unwrap();
+        std::fs::write(dir.path().join(".qvl-convert-dead.tmp"), [0; 1000]).unwrap();
+        std::fs::create_dir(dir.path().join(".qvl-convert-dead")).unwrap();
+        std::fs::write(dir.path().join(".qvl-convert-dead/m.gguf"), [0; 500]).unwrap();
+        std::fs::write(dir.path().join("qvl-convert-mine.gguf"), [0; 10]).unwrap();
+        assert_eq!(remove_leftovers(dir.path()), 1500);
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        let mut expect = vec![name(file.path()), name(aside.path()), "qvl-convert-mine.gguf".to_owned()];
+        expect.sort();
+        assert_eq!(names(dir.path()), expect);
+        drop((file, aside));
+        assert_eq!(names(dir.path()), ["qvl-convert-mine.gguf"]);
+        assert_eq!(remove_leftovers(&dir.path().join("nowhere")), 0);
+    }
 }

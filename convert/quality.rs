@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::args::Args;
 use crate::convert::convert;
-use crate::output;
+use crate::output::Aside;
 use crate::types::FileType;
 
 /// A comparison that can be made: its program and its files are there.
@@ -43,7 +43,7 @@ impl Comparison {
     /// the conversion to f16 where that is the reference (it lies in the output directory meanwhile).
     pub fn run(&self, args: &Args, files: [&Path; 2], interrupted: &AtomicBool) -> Result<Value> {
         let Some(reference) = &self.reference else {
-            let dir = output::temporary_dir(&args.out)?;
+            let dir = Aside::new(&args.out)?;
             let exact = Args {
                 text_type: FileType::F16,
                 vision_type: FileType::F16,

@@ -77,12 +77,14 @@ mod tests {
         assert_eq!(n_bytes(3, 2), Some(bytes.len() as u64));
         assert_eq!(decode(&key, &bytes), Some(embedding));
         assert!(decode(&Key::of_bytes(b"b"), &bytes).is_none(), "under another name");
-        for bit in 0..8 * bytes.len() {
+        // Miri takes a second for each.
+        let step = if cfg!(miri) { 97 } else { 1 };
+        for bit in (0..8 * bytes.len()).step_by(step) {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&key, &flipped).is_none(), "bit {bit}");
         }
-        for n in 0..bytes.len() {
+        for n in (0..bytes.len()).step_by(step) {
             assert!(decode(&key, &bytes[..n]).is_none(), "{n} bytes");
         }
         assert!(decode(&key, &[&bytes[..], &[0]].concat()).is_none());

@@ -100,9 +100,20 @@ fn conversion() {
         for name in left {
             assert!(whole.get(&name) == Some(&fs::read(out.join(&name)).unwrap()), "run {n}: {name} is half-written");
         }
-        // What a kill left of the file that was being written stays; the next run does not mind.
-        let _ = fs::remove_dir_all(&out);
+        clear(&out, end);
     });
+}
+
+/// Removes the finished files. What a kill left of those that were being written stays, and is gone when the next run is done.
+fn clear(out: &Path, end: End) {
+    for entry in fs::read_dir(out).into_iter().flatten().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with(".qvl-convert-") {
+            assert!(end == End::Killed, "{name} was left");
+        } else {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
 }
 
 /// The first part of several gets its name when the others have theirs: where it is, all are.
@@ -132,7 +143,7 @@ fn conversion_into_parts() {
         for name in left {
             assert!(whole.get(&name) == Some(&fs::read(out.join(&name)).unwrap()), "run {n}: {name} is half-written");
         }
-        let _ = fs::remove_dir_all(&out);
+        clear(&out, end);
     });
 }
 
