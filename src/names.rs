@@ -17,6 +17,8 @@ pub mod text {
     pub const FEED_FORWARD_LENGTH: &str = "qwen.feed_forward_length";
     /// Attention heads, u32.
     pub const HEAD_COUNT: &str = "qwen.attention.head_count";
+    /// Tokens of a model without a vocabulary, u32. In no file of ours: llama.cpp is told it when it loads one.
+    pub const VOCAB_SIZE: &str = "qwen.vocab_size";
     /// RMSNorm epsilon, f32.
     pub const RMS_EPS: &str = "qwen.attention.layer_norm_rms_epsilon";
     /// Rotary base before dynamic NTK, f32.

@@ -17,9 +17,9 @@ use super::see::TextMemory;
 
 /// What the program takes later and has not yet when it plans: code that no one has run, threads, llama.cpp's structures.
 /// Measured with the models of this repository on Linux (a test compares).
-const LATER_BYTES: u64 = 17 << 19;
-/// What llama.cpp's vocabulary takes beside ours, in bytes a token.
-const VOCABULARY_BYTES: u64 = 300;
+const LATER_BYTES: u64 = 11 << 19;
+/// What llama.cpp takes for the vocabulary beside ours, in bytes a token: it reads the file's keys, and remembers nothing of this one.
+const VOCABULARY_BYTES: u64 = 160;
 /// Positions read together where memory is short: the compute buffer is small then, and reading a prompt hardly slower.
 const SMALL_BATCH: usize = 128;
 

@@ -1,6 +1,6 @@
 //! A text model's weights.
 
-use std::ffi::CString;
+use std::ffi::{CString, c_char};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
@@ -11,6 +11,7 @@ use super::stream::Stream;
 use super::{log, start};
 use crate::error::{Error, Result};
 use crate::ggml::Device;
+use crate::names::{text::VOCAB_SIZE, vocab};
 
 /// How weights come into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +50,10 @@ unsafe impl Send for Model {}
 unsafe impl Sync for Model {}
 
 impl Model {
-    /// Loads `path`, whose header the caller has proven. Errors (kind model) carry llama.cpp's reason.
-    pub fn load(path: &Path, params: ModelParams) -> Result<Self> {
+    /// Loads `path`, whose header the caller has proven, for tokens below `n_vocab`: ids are all that llama.cpp is given and
+    /// gives, so that it need not read the vocabulary, which would take most of the time. Errors (kind model) carry llama.cpp's
+    /// reason.
+    pub fn load(path: &Path, n_vocab: usize, params: ModelParams) -> Result<Self> {
         start();
         let c_path = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|e| Error::model("the path contains a zero byte").because(e).at(path))?;
@@ -65,14 +68,16 @@ impl Model {
         c.tensor_split = split.as_ptr();
         c.n_gpu_layers = params.placed.iter().map(|(_, n)| n).sum::<usize>() as i32;
         c.use_extra_bufts = params.repack;
+        let ids_only = ids_only(n_vocab);
+        c.kv_overrides = ids_only.as_ptr();
         c.load_mode = match params.load {
             LoadMode::Map => sys::LLAMA_LOAD_MODE_MMAP,
             LoadMode::MapAndLock => sys::LLAMA_LOAD_MODE_MMAP_MLOCK,
             LoadMode::Read => sys::LLAMA_LOAD_MODE_NONE,
         };
         log::take_last_error();
-        // SAFETY: the path is a terminated string that lives during the call, as do devices and shares; the other parameters come
-        // from llama.cpp.
+        // SAFETY: the path is a terminated string that lives during the call, as do devices, shares and the list of keys, which ends with an empty
+        // one; the other parameters come from llama.cpp.
         let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), c) };
         let ptr = NonNull::new(ptr).ok_or_else(|| {
             Error::model(format!("llama.cpp cannot load the model: {}", log::take_last_error())).at(path)
@@ -104,6 +109,22 @@ impl Model {
         self.stream = Some(Stream::new(parts, layers, n_kept)?);
         Ok(())
     }
+}
+
+/// What stands in the place of a file's keys so that llama.cpp takes its vocabulary for `n_vocab` tokens without texts.
+fn ids_only(n_vocab: usize) -> [sys::llama_model_kv_override; 3] {
+    fn text(text: &str) -> [c_char; 128] {
+        let mut chars = [0; 128];
+        chars.iter_mut().zip(text.bytes()).for_each(|(c, byte)| *c = byte as c_char);
+        chars
+    }
+    use sys::llama_model_kv_override__bindgen_ty_1 as Value;
+    let key = |key, tag, value| sys::llama_model_kv_override { tag, key: text(key), __bindgen_anon_1: value };
+    [
+        key(vocab::MODEL, sys::LLAMA_KV_OVERRIDE_TYPE_STR, Value { val_str: text("none") }),
+        key(VOCAB_SIZE, sys::LLAMA_KV_OVERRIDE_TYPE_INT, Value { val_i64: n_vocab as i64 }),
+        key("", sys::LLAMA_KV_OVERRIDE_TYPE_INT, Value { val_i64: 0 }),
+    ]
 }
 
 impl Drop for Model {

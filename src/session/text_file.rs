@@ -181,7 +181,7 @@ impl TextFile {
 
     /// Loads the weights, and the adapters. Errors (kind model) moreover: a value of an adapter is no number.
     pub fn load(&self, params: ModelParams) -> Result<Model> {
-        let mut model = Model::load(&self.path, params)?;
+        let mut model = Model::load(&self.path, self.hparams.n_vocab, params)?;
         self.adapters.iter().try_for_each(|adapter| adapter.load(&mut model))?;
         Ok(model)
     }
