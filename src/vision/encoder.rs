@@ -1,4 +1,6 @@
-//! One picture through the whole tower.
+//! One picture through the whole tower. Several in one graph would take a compute buffer each and no less time: the columns
+//! of one fit into the cache, those of four do not (products with 4096 columns reach 0.8 to 1.0 times the speed of those with
+//! 1024, measured with AMX and AVX-512).
 
 use crate::error::{Error, Result};
 use crate::ggml::{Backend, Context, OpCounts, Tensor, WatchFn};
