@@ -11,6 +11,7 @@ use std::time::Duration;
 use llama_cpp_sys_2 as sys;
 
 use crate::error::{Error, Result};
+use crate::kernels;
 
 /// A device: the CPU, a GPU, another machine's. It is there as long as the process; the handle is cheap to copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,7 +203,7 @@ unsafe fn string(text: *const c_char) -> String {
 }
 
 /// In builds with `dynamic-backends`: loads ggml's libraries, for the CPU the one that fits it best, from beside the program or
-/// from `../lib/qvl`. Elsewhere they are part of the program.
+/// from `../lib/qvl`. Elsewhere they are part of the program. Then lets it ask for kernels of ours.
 pub(crate) fn load_backends() {
     static LOADED: Once = Once::new();
     LOADED.call_once(|| {
@@ -217,6 +218,10 @@ pub(crate) fn load_backends() {
                     break;
                 }
             }
+        }
+        if let Ok(of_kinds) = function_of(c"CPU", c"ggml_backend_dev_get_extra_bufts") {
+            // SAFETY: it is that; whatever computes begins here.
+            unsafe { kernels::install(of_kinds) };
         }
     });
 }

@@ -16,7 +16,7 @@ use std::slice;
 
 use llama_cpp_sys_2 as sys;
 
-use super::hook::{Count, Node, Params};
+use super::hook::{self, Count, Node, Params};
 use super::row::{Q8_K, ask, float, half, load, load_128, scales_and_mins, total};
 use crate::quant::GgmlType;
 
@@ -113,9 +113,7 @@ impl<'a> Product<'a> {
             let packed = unsafe {
                 let from = self.node.x.add(j * self.node.x_stride).cast::<f32>().add(blocks.start * BLOCK);
                 let to = self.columns.add(j * self.n_blocks + blocks.start);
-                let traits = &*sys::ggml_get_type_traits_cpu(sys::GGML_TYPE_Q8_K);
-                let Some(round) = traits.from_float else { unreachable!("ggml rounds columns by it, too") };
-                round(from, to.cast(), (blocks.len() * BLOCK) as i64);
+                hook::round(sys::GGML_TYPE_Q8_K, from, to.cast(), blocks.len() * BLOCK);
                 slice::from_raw_parts_mut(to, blocks.len())
             };
             if self.ty == Type::Q6K {

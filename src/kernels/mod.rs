@@ -7,9 +7,9 @@
 //! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out;
 //! - [`attention`]: without mask, in bf16 with f32 sums.
 //!
-//! And for text, in the place of ggml's (`hook`, `build.rs`): where a row is multiplied with one column, for decoding, `row` has ggml's own kernels at
-//! the speed of memory; where it is multiplied with two to seven, `few` unpacks it once for all; and prompts, where it is multiplied with
-//! eight and more, go through the vision tower's kernels (`many`).
+//! And for text, in the place of ggml's (`hook`), on x86-64 Linux: weights times one column, for decoding, `row` multiplies at the speed of
+//! memory; times two to seven, `few` unpacks a row once for all; and prompts, eight columns and more, go through the vision tower's
+//! kernels (`many`).
 //!
 //! ggml's own operations are the fallback on every other CPU and for every other type, and the judge of correctness.
 #![allow(unsafe_code)]
@@ -23,18 +23,18 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod columns;
-#[cfg(row_kernels)]
+#[cfg(text_kernels)]
 mod few;
-#[cfg(row_kernels)]
+#[cfg(text_kernels)]
 mod hook;
-#[cfg(row_kernels)]
+#[cfg(text_kernels)]
 mod many;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod panel;
 mod portable;
 mod product;
-#[cfg(row_kernels)]
+#[cfg(text_kernels)]
 mod row;
 #[cfg(test)]
 mod tests;
@@ -206,24 +206,46 @@ impl Kernels {
     }
 }
 
-/// Whether ggml, in this program, multiplies rows of this type with one column by a kernel of ours: the linker has replaced its
-/// own on x86-64 Linux, in builds for AVX2.
+/// Lets ggml ask for kernels of ours before it computes a product of a text model. `of_kinds` is its function that lists kinds of buffers.
+///
+/// # Safety
+/// ggml is loaded, and nothing computes a graph yet.
+pub(crate) unsafe fn install(of_kinds: *mut std::ffi::c_void) {
+    #[cfg(text_kernels)]
+    // SAFETY: by this function's contract.
+    unsafe {
+        hook::install(of_kinds);
+    }
+    #[cfg(not(text_kernels))]
+    let _ = of_kinds;
+}
+
+/// Whether weights of this type are multiplied with one column by a kernel of ours: on x86-64 Linux, on CPUs with AVX2.
 pub fn multiplies_rows(ty: GgmlType) -> bool {
-    #[cfg(row_kernels)]
-    return row::is_ours(ty);
-    #[cfg(not(row_kernels))]
+    crate::ggml::load_backends();
+    #[cfg(text_kernels)]
+    return hook::is_installed() && row::multiplies(ty);
+    #[cfg(not(text_kernels))]
     {
         let _ = ty;
         false
     }
 }
 
-/// How many products of K-quants with two to seven columns were computed by kernels of ours so far, and not by ggml's a column at a
-/// time: on x86-64 Linux, in builds for AVX2, on CPUs with AVX-512 VNNI. For tests.
+/// How many products with one column were computed by kernels of ours so far. For tests.
+pub fn row_count() -> usize {
+    #[cfg(text_kernels)]
+    return row::COUNT.get();
+    #[cfg(not(text_kernels))]
+    0
+}
+
+/// As [`row_count`], of products of K-quants with two to seven columns, which ggml computes a column at a time: on x86-64 Linux, on CPUs
+/// with AVX-512 VNNI.
 pub fn few_columns_count() -> usize {
-    #[cfg(row_kernels)]
+    #[cfg(text_kernels)]
     return few::COUNT.get();
-    #[cfg(not(row_kernels))]
+    #[cfg(not(text_kernels))]
     0
 }
 
@@ -231,42 +253,47 @@ pub fn few_columns_count() -> usize {
 /// are planned from now on: those of [`Kernels::detect`] unless this says otherwise. Nothing where such products are ggml's in any case
 /// ([`multiplies_many_columns`]). Panics where they are not available.
 pub fn set_prompt_kernels(kernels: Kernels) {
-    #[cfg(row_kernels)]
+    #[cfg(text_kernels)]
     many::set(kernels);
-    #[cfg(not(row_kernels))]
+    #[cfg(not(text_kernels))]
     let _ = kernels;
 }
 
 /// Bytes that products of a prompt take beside their results, `[k, rows, columns]` being the most of each, by the kernels that are set now;
 /// none where ggml plans them.
 pub fn prompt_room(dims: [usize; 3], n_threads: usize) -> Option<usize> {
-    #[cfg(row_kernels)]
-    return many::room(dims, n_threads);
-    #[cfg(not(row_kernels))]
+    #[cfg(text_kernels)]
+    return multiplies_many_columns().then(|| many::room(dims, n_threads)).flatten();
+    #[cfg(not(text_kernels))]
     {
         let _ = (dims, n_threads);
         None
     }
 }
 
-/// Whether this build lets kernels of ours multiply with many columns: on x86-64 Linux, where it is for AVX2.
+/// Whether kernels of ours may multiply with many columns: on x86-64 Linux.
 pub fn multiplies_many_columns() -> bool {
-    cfg!(row_kernels)
+    crate::ggml::load_backends();
+    #[cfg(text_kernels)]
+    return hook::is_installed();
+    #[cfg(not(text_kernels))]
+    false
 }
 
-/// As [`few_columns_count`], of products with many columns, of any quantised type: those of prompts.
+/// As [`row_count`], of products with many columns, of any quantised type: those of prompts.
 pub fn many_columns_count() -> usize {
-    #[cfg(row_kernels)]
+    #[cfg(text_kernels)]
     return many::COUNT.get();
-    #[cfg(not(row_kernels))]
+    #[cfg(not(text_kernels))]
     0
 }
 
 /// Whether products with few columns are ours, on this CPU.
 pub fn multiplies_few_columns() -> bool {
-    #[cfg(row_kernels)]
-    return few::is_available();
-    #[cfg(not(row_kernels))]
+    crate::ggml::load_backends();
+    #[cfg(text_kernels)]
+    return hook::is_installed() && few::is_available();
+    #[cfg(not(text_kernels))]
     false
 }
 

@@ -1,76 +1,123 @@
-//! A row of weights times one column, for decoding: ggml's own kernels for AVX2, bit by bit, at the speed of memory.
+//! Weights times one column, for decoding: ggml's own sums for AVX2, bit by bit, at the speed of memory.
 //!
 //! What a token takes is the time in which all weights come from memory, and ggml's loops wait for them: a core asks for
 //! memory only as far as it sees ahead, and its prefetchers stop at the end of a page. Here every block asks for what comes
 //! [`AHEAD`] bytes behind it, spread over the work, since a core has few such requests open at a time.
 //!
-//! ggml calls these instead of its own because the linker is told so (`build.rs`, `--wrap`), in programs, tests and benchmarks,
-//! and only where ggml is compiled for AVX2. Each sums in ggml's order (`arch/x86/quants.c`), so that no answer changes; tests
-//! hold them against ggml's (`tests/it/rows.rs`).
+//! Each kernel sums in the order of ggml's (`arch/x86/quants.c`), so that no answer changes; tests hold them against those
+//! (`tests/it/rows.rs`). The work buffer is the one that ggml plans for its own way, with a column of the same type in it.
 //!
 //! No closures and no `map` on registers here: the compiler does not inline those into functions with features of their own.
 
 use std::arch::x86_64::*;
-use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::slice;
 
+use llama_cpp_sys_2 as sys;
+
+use super::hook::{self, Count, Node, Params};
 use crate::quant::GgmlType;
 
 /// How far ahead weights are asked for: a page. Half of it or twice as much serve as well.
 const AHEAD: usize = 4096;
+/// Rows that a thread takes at once.
+const ROWS: usize = 32;
 
 /// Bytes of ggml's blocks of 256 values of a column: f32 scale, 256 × i8, sixteen i16 sums of 16.
 pub const Q8_K: usize = 4 + 256 + 32;
+/// Bytes of its blocks of 32: f16 scale, 32 × i8.
+const Q8_0: usize = 2 + 32;
 
-/// Whether ggml, in this program, multiplies rows of this type by a kernel of this module.
-pub fn is_ours(ty: GgmlType) -> bool {
-    use llama_cpp_sys_2 as sys;
-    // SAFETY: a constant table, which has every type.
-    let called = unsafe { (*sys::ggml_get_type_traits_cpu(crate::ggml::c_type(ty))).vec_dot };
-    let ours: VecDot = match ty {
-        GgmlType::Q4_0 => __wrap_ggml_vec_dot_q4_0_q8_0,
-        GgmlType::Q8_0 => __wrap_ggml_vec_dot_q8_0_q8_0,
-        GgmlType::Q4_K => __wrap_ggml_vec_dot_q4_K_q8_K,
-        GgmlType::Q5_K => __wrap_ggml_vec_dot_q5_K_q8_K,
-        GgmlType::Q6_K => __wrap_ggml_vec_dot_q6_K_q8_K,
-        _ => return false,
-    };
-    called.is_some_and(|called| std::ptr::fn_addr_eq(called, ours))
+/// Products that were computed here.
+pub static COUNT: Count = Count::new();
+
+/// Whether rows of this type are multiplied here, on this CPU.
+pub fn multiplies(ty: GgmlType) -> bool {
+    use GgmlType::{Q4_0, Q4_K, Q5_K, Q6_K, Q8_0};
+    matches!(ty, Q4_0 | Q8_0 | Q4_K | Q5_K | Q6_K)
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
 }
 
-/// ggml's `ggml_vec_dot_t`: `n` values of `x` times as many of `y`, into `s`; one row and one column on x86-64.
-type VecDot = unsafe extern "C" fn(c_int, *mut f32, usize, *const c_void, usize, *const c_void, usize, c_int);
+/// A product that is ours.
+pub struct Product<'a> {
+    node: &'a Node,
+    n_blocks: usize,
+    /// ggml's type of a column for these weights, and bytes of its blocks.
+    column_type: sys::ggml_type,
+    column_bytes: usize,
+    column: *mut u8,
+}
 
-/// The function that ggml calls under the name that the linker replaces.
-macro_rules! wrap {
-    ($name:ident, $kernel:ident, $n:literal, $x:expr, $y:expr) => {
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(
-            n: c_int,
-            s: *mut f32,
-            _bs: usize,
-            x: *const c_void,
-            _bx: usize,
-            y: *const c_void,
-            _by: usize,
-            _nrc: c_int,
-        ) {
-            let n_blocks = n as usize / $n;
-            // SAFETY: ggml gives rows of whole blocks; it is compiled for AVX2 and more, so this CPU has them.
-            unsafe {
-                let x = slice::from_raw_parts(x.cast::<[u8; $x]>(), n_blocks);
-                let y = slice::from_raw_parts(y.cast::<[u8; $y]>(), n_blocks);
-                *s = $kernel(x, y);
+impl<'a> Product<'a> {
+    /// That of a node, if it is one, with `params`.
+    pub fn of(node: &'a Node, params: &Params) -> Option<Self> {
+        if node.n_columns != 1 || !multiplies(node.ty) {
+            return None;
+        }
+        let (column_type, column_bytes) = match node.ty.block_size() {
+            32 => (sys::GGML_TYPE_Q8_0, Q8_0),
+            _ => (sys::GGML_TYPE_Q8_K, Q8_K),
+        };
+        let n_blocks = node.k / node.ty.block_size() as usize;
+        let is_planned = params.wsize >= n_blocks * column_bytes;
+        is_planned.then_some(Product { node, n_blocks, column_type, column_bytes, column: params.wdata.cast() })
+    }
+
+    /// This thread's part.
+    ///
+    /// # Safety
+    /// [`Product::of`] has made it from these; all threads call it.
+    pub unsafe fn compute(&self, params: &Params) {
+        let (ith, nth) = (params.ith as usize, params.nth as usize);
+        let part = ith * self.n_blocks / nth..(ith + 1) * self.n_blocks / nth;
+        let n_values = self.node.k / self.n_blocks;
+        // SAFETY: the column has n_blocks blocks, and the work buffer has room for them; every thread writes those of its part only, and all
+        // wait for all before they are read. Rows belong to the thread that took them. The CPU has the features.
+        unsafe {
+            let from = self.node.x.cast::<f32>().add(part.start * n_values);
+            let to = self.column.add(part.start * self.column_bytes);
+            hook::round(self.column_type, from, to.cast(), part.len() * n_values);
+            if ith == 0 {
+                COUNT.add();
+            }
+            params.wait();
+            for chunk in params.share(self.node.n_rows.div_ceil(ROWS)) {
+                self.multiply(chunk * ROWS..self.node.n_rows.min((chunk + 1) * ROWS));
             }
         }
-    };
-}
+    }
 
-wrap!(__wrap_ggml_vec_dot_q4_0_q8_0, q4_0, 32, 18, 34);
-wrap!(__wrap_ggml_vec_dot_q8_0_q8_0, q8_0, 32, 34, 34);
-wrap!(__wrap_ggml_vec_dot_q4_K_q8_K, q4_k, 256, 144, Q8_K);
-wrap!(__wrap_ggml_vec_dot_q5_K_q8_K, q5_k, 256, 176, Q8_K);
-wrap!(__wrap_ggml_vec_dot_q6_K_q8_K, q6_k, 256, 210, Q8_K);
+    /// `rows` times the column.
+    ///
+    /// # Safety
+    /// The type is ours; the column is packed; no other thread has these rows.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn multiply(&self, rows: Range<usize>) {
+        macro_rules! by {
+            ($kernel:ident) => {
+                for row in rows {
+                    // SAFETY: a row of the weights and the column have n_blocks blocks each, and this row of the result is this thread's.
+                    unsafe {
+                        let x = self.node.w.add(row * self.node.w_stride);
+                        let x = slice::from_raw_parts(x.cast(), self.n_blocks);
+                        let y = slice::from_raw_parts(self.column.cast(), self.n_blocks);
+                        self.node.out.cast::<f32>().add(row).write($kernel(x, y));
+                    }
+                }
+            };
+        }
+        match self.node.ty {
+            GgmlType::Q4_0 => by!(q4_0),
+            GgmlType::Q8_0 => by!(q8_0),
+            GgmlType::Q4_K => by!(q4_k),
+            GgmlType::Q5_K => by!(q5_k),
+            GgmlType::Q6_K => by!(q6_k),
+            _ => {}
+        }
+    }
+}
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_0(x: &[[u8; 18]], y: &[[u8; 34]]) -> f32 {

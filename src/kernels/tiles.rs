@@ -88,7 +88,7 @@ impl Room {
     }
 
     /// Bytes that one has.
-    #[cfg(row_kernels)]
+    #[cfg(text_kernels)]
     pub fn bytes_of(n_rows: usize, n_columns: usize, n_threads: usize) -> usize {
         n_panels(n_rows, n_threads) * (DEPTH_TILES * size_of::<Tiles>() + n_columns.div_ceil(SIDE) * size_of::<Sums>())
     }

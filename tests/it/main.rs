@@ -70,7 +70,7 @@ mod precision;
 mod kernels;
 
 /// Rows of weights times one column, ours against ggml's.
-#[cfg(row_kernels)]
+#[cfg(text_kernels)]
 mod rows;
 
 /// The text file in stock llama.cpp.
