@@ -62,6 +62,10 @@ cp models/qvl-tiny/demo/shapes.png "$room"
 cd "$room"
 run() { env -i HOME="$room" PATH= "$room/$name/bin/$1" "${@:2}"; }
 run qvl doctor
+if grep -qw avx2 /proc/cpuinfo 2>/dev/null && run qvl doctor --json | grep -q '"decoding_kernels": *"ggml"'; then
+    echo "error: ggml does not ask for our kernels" >&2
+    exit 1
+fi
 run qvl-convert checkpoint -q -t q4_k_m --name m -o model
 answer=$(run qvl ask -q -m model/m-Q4_K_M.gguf -i shapes.png --temp 0 "How many shapes are there?")
 echo "$answer"

@@ -264,7 +264,7 @@ pub fn use_prompt_kernels(mode: KernelsMode) -> Result<()> {
     if mode != KernelsMode::Auto && wanted != Kernels::Ggml && !kernels::multiplies_many_columns() {
         let name = wanted.name();
         return Err(Error::usage(format!(
-            "{FLAG} {name}: this build leaves prompts to ggml; those for x86-64 Linux and AVX2 do not"
+            "{FLAG} {name}: this build leaves prompts to ggml; those for x86-64 Linux do not"
         )));
     }
     kernels::set_prompt_kernels(wanted);
