@@ -5,7 +5,9 @@
 #
 #   scripts/fuzz.sh TARGET|all RUNS
 #
-# GUARD is a command that every slice is run through, such as "nice -n 19". Counts are appended to fuzz/runs.txt.
+# GUARD is a command that every slice is run through, such as "nice -n 19". COMPARES=no leaves out the tracing of comparisons:
+# where texts are read (batch, grammar, picture, prompt, vocabulary) two to three times as many runs take the same time. Counts
+# are appended to fuzz/runs.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# = 2 ] || { echo "usage: scripts/fuzz.sh TARGET|all RUNS" >&2; exit 2; }
@@ -16,11 +18,15 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 # The dependencies of the main workspace; only those of libFuzzer are added to them.
 [ -e fuzz/Cargo.lock ] || cp Cargo.lock fuzz/Cargo.lock
 coverage="-C passes=sancov-module -C codegen-units=1 -C llvm-args=-sanitizer-coverage-level=4
--C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table
--C llvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
-CMAKE=$PWD/fuzz/no-cmake.sh RUSTFLAGS="$(echo $coverage)" CARGO_TARGET_DIR=fuzz/target \
+-C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table --cfg fuzzing"
+target_dir=fuzz/target/plain
+if [ "${COMPARES:-yes}" != no ]; then
+    coverage+=" -C llvm-args=-sanitizer-coverage-trace-compares"
+    target_dir=fuzz/target
+fi
+CMAKE=$PWD/fuzz/no-cmake.sh RUSTFLAGS="$(echo $coverage)" CARGO_TARGET_DIR=$target_dir \
     cargo +nightly build --release --manifest-path fuzz/Cargo.toml --target "$host"
-programs=$PWD/fuzz/target/$host/release
+programs=$PWD/$target_dir/$host/release
 targets=$1
 if [ "$targets" = all ]; then
     targets=$(sed -n 's/^    ("\([a-z]*\)", .*/\1/p' fuzz/targets/mod.rs)

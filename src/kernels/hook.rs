@@ -106,24 +106,24 @@ pub unsafe fn install(of_kinds: *mut c_void) {
             let of_kinds: unsafe extern "C" fn(*mut c_void) -> *mut c_void = std::mem::transmute(of_kinds);
             of_kinds(ptr::null_mut());
             let ggml = Ggml::find(of_kinds as *const c_void)?;
-            add(&mut *(ggml.kinds)());
-            Some(ggml)
+            add(&mut *(ggml.kinds)()).then_some(ggml)
         }
     });
 }
 
-/// Adds ours to the list, behind those that are there: repacked weights, whose rows are no rows, come first.
+/// Adds ours to the list, behind those that are there: repacked weights, whose rows are no rows, come first. False where there is no
+/// memory.
 ///
 /// # Safety
 /// No other thread has the list.
-unsafe fn add(list: &mut List) {
+unsafe fn add(list: &mut List) -> bool {
     // SAFETY: between begin and end are as many pointers. The vector frees its memory at the program's end by C's `free`, which is what
     // the system's allocator is for memory of such alignment; what it had before, a pointer or two, stays where it is.
     unsafe {
         let n = list.end.offset_from_unsigned(list.begin);
         let begin: *mut *const BufferType = libc::calloc(n + 1, size_of::<*const BufferType>()).cast();
         if begin.is_null() {
-            return;
+            return false;
         }
         if n > 0 {
             begin.copy_from_nonoverlapping(list.begin, n);
@@ -132,6 +132,7 @@ unsafe fn add(list: &mut List) {
         let end = begin.add(n + 1);
         *list = List { begin, end, capacity: end };
     }
+    true
 }
 
 #[cfg(not(feature = "dynamic-backends"))]
@@ -139,7 +140,7 @@ impl Ggml {
     /// Those of the program.
     ///
     /// # Safety
-    /// None.
+    /// Any argument will do; the functions are of these types in the version that this is written for.
     unsafe fn find(_: *const c_void) -> Option<Self> {
         unsafe extern "C" {
             #[link_name = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"]
