@@ -131,6 +131,8 @@ pub fn set_aside(files: &mut Vec<(NamedTempFile, PathBuf)>, dir: &Path) -> Resul
     let moved = |(file, target): (NamedTempFile, PathBuf)| {
         let path = aside.path().join(target.file_name().unwrap_or_default());
         let (file, old) = file.into_parts();
+        // The directory's lock stands for it. Windows lets nobody read what is locked.
+        let _ = file.unlock();
         let named = old.persist(&path).map_err(std::io::Error::from).and_then(|()| TempPath::try_from_path(&path));
         let failed = |e: std::io::Error| Error::other("cannot name the file").because(e).at(&path);
         Ok((NamedTempFile::from_parts(file, named.map_err(failed)?), target))

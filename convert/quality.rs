@@ -39,8 +39,8 @@ impl Comparison {
         Ok(Some(Comparison { program, data: data.clone(), reference: args.reference.clone() }))
     }
 
-    /// Compares two complete files (of a model in parts, the first), and writes the result into the text file's metadata. Errors are those of `qvl quality`, and of
-    /// the conversion to f16 where that is the reference (it lies in the output directory meanwhile).
+    /// Compares two complete files (of a model in parts, the first), and writes the result into the text file's metadata. Errors are
+    /// those of `qvl quality`, and of the conversion to f16 where that is the reference (it lies in the output directory meanwhile).
     pub fn run(&self, args: &Args, files: [&Path; 2], interrupted: &AtomicBool) -> Result<Value> {
         let Some(reference) = &self.reference else {
             let dir = Aside::new(&args.out)?;

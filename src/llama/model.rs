@@ -76,8 +76,8 @@ impl Model {
             LoadMode::Read => sys::LLAMA_LOAD_MODE_NONE,
         };
         log::take_last_error();
-        // SAFETY: the path is a terminated string that lives during the call, as do devices, shares and the list of keys, which ends with an empty
-        // one; the other parameters come from llama.cpp.
+        // SAFETY: the path is a terminated string that lives during the call, as do devices, shares and the list of keys, which
+        // ends with an empty one; the other parameters come from llama.cpp.
         let ptr = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), c) };
         let ptr = NonNull::new(ptr).ok_or_else(|| {
             Error::model(format!("llama.cpp cannot load the model: {}", log::take_last_error())).at(path)
