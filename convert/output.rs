@@ -103,16 +103,26 @@ impl Aside {
     }
 }
 
+/// Whether this is a name that [`temporary`] (`is_dir`: [`Aside::new`]) gives, and nothing that a user has named.
+fn is_temporary(name: &str, is_dir: bool) -> bool {
+    /// Random letters and digits that `tempfile` takes.
+    const N_RANDOM: usize = 6;
+    let random = name.strip_prefix(PREFIX).and_then(|rest| if is_dir { Some(rest) } else { rest.strip_suffix(".tmp") });
+    random.is_some_and(|random| random.len() == N_RANDOM && random.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
 /// Removes what killed conversions left in `dir`: temporary files and directories whose lock nobody holds. Returns how many bytes
 /// they were; what cannot be looked at or removed stays.
 pub fn remove_leftovers(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let leftovers = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
-    let removed = leftovers.filter_map(|entry| {
-        let path = entry.path();
+    let removed = entries.filter_map(|entry| {
+        let kind = entry.file_type().ok()?;
+        // Links are nobody's leftovers, and pipes would be waited for.
+        let is_leftover = is_temporary(entry.file_name().to_str()?, kind.is_dir()) && (kind.is_dir() || kind.is_file());
+        let path = is_leftover.then(|| entry.path())?;
         let file = File::open(&path).ok()?;
         file.try_lock().ok()?;
-        if entry.file_type().ok()?.is_dir() {
+        if kind.is_dir() {
             let inside = std::fs::read_dir(&path).into_iter().flatten().flatten();
             let n_bytes = inside.filter_map(|entry| entry.metadata().ok()).map(|m| m.len()).sum::<u64>();
             std::fs::remove_dir_all(&path).ok().map(|()| n_bytes)
@@ -187,17 +197,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, aside) = (temporary(dir.path()).unwrap(), Aside::new(dir.path()).unwrap());
         std::fs::write(aside.path().join("m.gguf"), [0; 7]).unwrap();
-        std::fs::write(dir.path().join(".qvl-convert-dead.tmp"), [0; 1000]).unwrap();
-        std::fs::create_dir(dir.path().join(".qvl-convert-dead")).unwrap();
-        std::fs::write(dir.path().join(".qvl-convert-dead/m.gguf"), [0; 500]).unwrap();
-        std::fs::write(dir.path().join("qvl-convert-mine.gguf"), [0; 10]).unwrap();
+        std::fs::write(dir.path().join(".qvl-convert-dead01.tmp"), [0; 1000]).unwrap();
+        std::fs::create_dir(dir.path().join(".qvl-convert-dead01")).unwrap();
+        std::fs::write(dir.path().join(".qvl-convert-dead01/m.gguf"), [0; 500]).unwrap();
+        // What a user has named is no leftover.
+        const MINE: [&str; 3] = [".qvl-convert-mine.gguf", ".qvl-convert-notes.tmp", "qvl-convert-mine.gguf"];
+        MINE.iter().for_each(|name| std::fs::write(dir.path().join(name), [0; 10]).unwrap());
         assert_eq!(remove_leftovers(dir.path()), 1500);
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-        let mut expect = vec![name(file.path()), name(aside.path()), "qvl-convert-mine.gguf".to_owned()];
+        let mut expect = vec![name(file.path()), name(aside.path())];
+        expect.extend(MINE.map(str::to_owned));
         expect.sort();
         assert_eq!(names(dir.path()), expect);
         drop((file, aside));
-        assert_eq!(names(dir.path()), ["qvl-convert-mine.gguf"]);
+        assert_eq!(names(dir.path()), MINE);
         assert_eq!(remove_leftovers(&dir.path().join("nowhere")), 0);
+    }
+
+    /// A pipe would be waited for, a link leads to what is somebody's.
+    #[test]
+    #[cfg(unix)]
+    fn pipes_and_links_are_no_leftovers() {
+        let (dir, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(theirs.path().join("m.gguf"), [0; 9]).unwrap();
+        std::os::unix::fs::symlink(theirs.path(), dir.path().join(".qvl-convert-link01")).unwrap();
+        let pipe = dir.path().join(".qvl-convert-pipe01.tmp");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert_eq!(remove_leftovers(dir.path()), 0);
+        assert_eq!(names(dir.path()).len(), 2);
+        assert!(theirs.path().join("m.gguf").exists());
     }
 }
