@@ -14,7 +14,7 @@ use qvl::llama::{Rotated, RotatedRows};
 use qvl::quant::GgmlType;
 use qvl::quantise::quantise_rows;
 use qvl::session::TextFile;
-use qvl::text::{Rotary, alpha};
+use qvl::text::{Rope, alpha};
 use qvl::tokenizer::{Special, Tokenizer};
 
 /// Runs of each measurement; the median counts.
@@ -48,16 +48,16 @@ fn main() {
     let (h, n) = (file.hparams(), 288);
     let positions: Vec<i32> = (0..n).collect();
     let mut rows = vec![0.5f32; n as usize * h.n_embd];
-    let mut rotary = Rotary::new(h, alpha(h, n as usize));
+    let mut rotation = Rope::Exact.rotation(h, alpha(h, n as usize));
     let time = median(|| {
         for which in [Rotated::Queries, Rotated::Keys] {
-            rotary.rotate(RotatedRows { which, positions: &positions, rows: &mut rows });
+            (rotation.rows)(RotatedRows { which, positions: &positions, rows: &mut rows });
         }
     });
     report("rotate queries and keys of a layer, 288 positions", time, None);
     let time = median(|| {
         for which in [Rotated::Queries, Rotated::Keys] {
-            rotary.rotate(RotatedRows { which, positions: &positions[..1], rows: &mut rows[..h.n_embd] });
+            (rotation.rows)(RotatedRows { which, positions: &positions[..1], rows: &mut rows[..h.n_embd] });
         }
     });
     report("the same for one position", time, None);

@@ -430,8 +430,8 @@ pub fn wanted_settings(
         Some(n) => n as usize,
         None => h.context_length.min(n_prompt.saturating_add(n_predict)).max(1),
     };
-    let settings = SessionSettings { n_ctx, n_batch, n_threads: n_threads(args), type_k, type_v, flash, n_outputs: 1 };
-    Ok(settings)
+    let (n_threads, rope) = (n_threads(args), args.rope.into());
+    Ok(SessionSettings { n_ctx, n_batch, n_threads, type_k, type_v, flash, n_outputs: 1, rope })
 }
 
 /// Threads to compute with: as told, else the physical cores that this process may use.

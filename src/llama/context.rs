@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 
-use super::rotation::{Hook, NO_ROTATION, RotatedRows, at_node};
+use super::rotation::{Hook, NO_ROTATION, Rotation, at_node};
 use super::state::{Shape, prove};
 use super::{Model, log};
 use crate::error::{Error, ErrorKind, Result};
@@ -100,16 +100,11 @@ pub struct Context<'m> {
 }
 
 impl<'m> Context<'m> {
-    /// A context whose queries and keys are rotated by `rotate`, called for each layer. A computation ends early once
-    /// `stop` is set. Errors: kind memory when buffers cannot be allocated, else what llama.cpp says.
-    pub fn new(
-        model: &'m Model,
-        params: &ContextParams,
-        stop: &'m AtomicBool,
-        rotate: impl FnMut(RotatedRows<'_>) + 'static,
-    ) -> Result<Self> {
+    /// A context whose queries and keys are rotated by `rotation`. A computation ends early once `stop` is set. Errors: kind memory
+    /// when buffers cannot be allocated, else what llama.cpp says.
+    pub fn new(model: &'m Model, params: &ContextParams, stop: &'m AtomicBool, rotation: Rotation) -> Result<Self> {
         let stream = model.stream.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        let hook = Box::into_raw(Box::new(Hook::new(stream, rotate)));
+        let hook = Box::into_raw(Box::new(Hook::new(stream, rotation)));
         // SAFETY: no arguments.
         let mut c = unsafe { sys::llama_context_default_params() };
         c.n_ctx = params.n_ctx as u32;
@@ -169,9 +164,9 @@ impl<'m> Context<'m> {
     }
 
     /// Replaces the rotation, for what is decoded from now on.
-    pub fn set_rotation(&mut self, rotate: impl FnMut(RotatedRows<'_>) + 'static) {
+    pub fn set_rotation(&mut self, rotation: Rotation) {
         // SAFETY: the hook lives as long as the context; no computation is running, since `self` is borrowed mutably.
-        unsafe { (*self.hook).rotate = Box::new(rotate) };
+        unsafe { (*self.hook).rotation = rotation };
     }
 
     /// Shows what each weight is multiplied with to `watch`, in what is decoded from now on. The output matrix is among them.
@@ -199,9 +194,9 @@ impl<'m> Context<'m> {
         let n_wanted = batch.iter().filter(|e| e.output == Output::Logits).count();
         assert!(!batch.is_empty() && batch.len() <= self.n_batch && n_wanted <= self.n_outputs, "batch size");
         batch.iter().try_for_each(|entry| self.add(entry))?;
-        // SAFETY: context and batch are valid; the hook's counter is ours and no computation is running.
+        // SAFETY: context and batch are valid; the hook is ours and no computation is running.
         let status = unsafe {
-            (*self.hook).n_seen = 0;
+            (*self.hook).expect(batch.iter().map(|entry| entry.position as i32));
             let (ctx, batch) = (self.ptr.as_ptr(), self.batch.as_ptr());
             let status = sys::llama_process(ctx, sys::LLAMA_PROCESS_TYPE_DECODE, batch);
             sys::llama_batch_ext_clear(batch);

@@ -15,7 +15,7 @@ mod stream;
 pub use context::{Context, ContextParams, Decoded, Entry, FlashAttention, Input, Output};
 pub use log::{LogLevel, set_log};
 pub use model::{LoadMode, Model, ModelParams};
-pub use rotation::{Rotated, RotatedRows};
+pub use rotation::{Formula, Rotated, RotatedRows, Rotation};
 pub use sampler::{MIN_TEMP, Sampler, SamplerSettings};
 
 use std::sync::OnceLock;

@@ -32,11 +32,36 @@ pub struct RotatedRows<'a> {
     pub rows: &'a mut [f32],
 }
 
-type RotateFn = dyn FnMut(RotatedRows<'_>);
+/// How queries and keys get their positions.
+pub struct Rotation {
+    /// Exactly, by the CPU: called for the queries and the keys of each layer.
+    pub rows: Box<dyn FnMut(RotatedRows<'_>)>,
+    /// What a device that has a layer does itself; where there is nothing, the CPU rotates its rows, too: a stop and two copies,
+    /// twice a layer.
+    pub on_device: Option<Formula>,
+}
+
+/// A rotation in the terms of ggml: queries and keys at position p are turned by p · base^(−2i/d), in f32 and with the device's own
+/// sine and cosine; queries are multiplied with a factor then.
+pub struct Formula {
+    /// Base of the angles.
+    pub base: f32,
+    /// The factor of queries at a position.
+    pub factor: Box<dyn Fn(i32) -> f32>,
+}
+
+/// Where a rotary node has what it computes with, as indices of its `op_params`, in 4 bytes each (ggml's `ggml_rope_impl`; a test
+/// asks).
+const BASE: usize = 5;
+const SCALE: usize = 6;
+const FACTOR: usize = 8;
 
 /// What the callback holds between nodes.
 pub(super) struct Hook {
-    pub(super) rotate: Box<RotateFn>,
+    pub(super) rotation: Rotation,
+    /// What devices multiply the queries of the batch that is read with; `None` where they do not rotate these: the positions have
+    /// different factors.
+    factor: Option<f32>,
     /// Sees what weights are multiplied with, if anybody asked for that.
     pub(super) watch: Option<Box<WatchFn>>,
     /// Counts which device runs what, if anybody asked for that.
@@ -50,9 +75,10 @@ pub(super) struct Hook {
 }
 
 impl Hook {
-    pub(super) fn new(stream: *const Stream, rotate: impl FnMut(RotatedRows<'_>) + 'static) -> Self {
+    pub(super) fn new(stream: *const Stream, rotation: Rotation) -> Self {
         Hook {
-            rotate: Box::new(rotate),
+            rotation,
+            factor: None,
             watch: None,
             ops: None,
             stream,
@@ -61,72 +87,107 @@ impl Hook {
             n_seen: 0,
         }
     }
+
+    /// To be called before a batch at `positions` is read.
+    pub(super) fn expect(&mut self, positions: impl Iterator<Item = i32>) {
+        self.n_seen = 0;
+        self.factor = self.rotation.on_device.as_ref().and_then(|formula| common(positions.map(&formula.factor)));
+    }
+
+    /// Lets the device that computes `node` rotate, where it can. Whether it does.
+    fn leave_to_device(&mut self, node: &mut sys::ggml_tensor) -> bool {
+        // SAFETY: a buffer that is not null is valid while its node runs. What lies in the machine's memory, the CPU computes.
+        let is_on_device = !node.buffer.is_null() && unsafe { !sys::ggml_backend_buffer_is_host(node.buffer) };
+        let Some(formula) = self.rotation.on_device.as_ref().filter(|_| is_on_device) else { return false };
+        let factor = match rotated(node) {
+            Some(Rotated::Queries) => self.factor,
+            Some(Rotated::Keys) => Some(1.0),
+            None => None,
+        };
+        // Nodes are computed again for the next token, with what they were given.
+        let (scale, factor_or_1) = if factor.is_some() { (1.0, factor.unwrap_or(1.0)) } else { (NO_ROTATION, 1.0) };
+        for (at, value) in [(BASE, formula.base), (SCALE, scale), (FACTOR, factor_or_1)] {
+            node.op_params[at] = value.to_bits().cast_signed();
+        }
+        factor.is_some()
+    }
 }
 
-/// The scheduler's evaluation callback: asks to see each rotary node and rotates its rows once they are computed; and each
-/// product with a weight where its input is watched.
+/// The value that all of them have.
+fn common(mut values: impl Iterator<Item = f32>) -> Option<f32> {
+    let first = values.next()?;
+    values.all(|value| value == first).then_some(first)
+}
+
+/// What a rotary node rotates, by its name.
+fn rotated(node: &sys::ggml_tensor) -> Option<Rotated> {
+    match name(node).split(|c| *c == b'-').next() {
+        Some(b"Qcur") => Some(Rotated::Queries),
+        Some(b"Kcur") => Some(Rotated::Keys),
+        _ => None,
+    }
+}
+
+fn name(node: &sys::ggml_tensor) -> &[u8] {
+    // SAFETY: node names are terminated strings inside the node.
+    unsafe { CStr::from_ptr(node.name.as_ptr()) }.to_bytes()
+}
+
+/// The scheduler's evaluation callback: asks to see each rotary node that no device rotates itself, and rotates its rows once they
+/// are computed; and each product with a weight where its input is watched.
 ///
 /// # Safety
 /// Called by ggml's scheduler with a valid node and the `Hook` that was installed.
 pub(super) unsafe extern "C" fn at_node(node: *mut sys::ggml_tensor, ask: bool, hook: *mut c_void) -> bool {
-    // SAFETY: by this function's contract.
-    let node_ref = unsafe { &*node };
-    if ask {
-        // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
-        let hook = unsafe { &mut *hook.cast::<Hook>() };
-        if let Some(ops) = &mut hook.ops {
-            count(node_ref, ops);
-        }
+    // SAFETY: the node is the scheduler's, the hook ours, and nothing else uses either meanwhile.
+    let (node, hook) = unsafe { (&mut *node, &mut *hook.cast::<Hook>()) };
+    if ask && let Some(ops) = &mut hook.ops {
+        count(node, ops);
     }
-    if node_ref.op != sys::GGML_OP_ROPE {
-        // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
-        let Hook { watch, copy, .. } = unsafe { &mut *hook.cast::<Hook>() };
+    if node.op != sys::GGML_OP_ROPE {
+        let Hook { watch, copy, .. } = hook;
         return match watch {
-            Some(watch) if is_weight_product(node_ref) => {
+            Some(watch) if is_weight_product(node) => {
                 if !ask {
-                    show(node_ref, copy, watch.as_mut());
+                    show(node, copy, watch.as_mut());
                 }
                 true
             }
             _ => !ask,
         };
     }
+    let Some(which) = rotated(node) else { return true };
     if ask {
-        return true;
+        let is_left = hook.leave_to_device(node);
+        hook.n_seen += usize::from(is_left);
+        return !is_left;
     }
-    // SAFETY: node names are terminated strings inside the node.
-    let name = unsafe { CStr::from_ptr(node_ref.name.as_ptr()) }.to_bytes();
-    let which = match name {
-        _ if name.starts_with(b"Qcur-") => Rotated::Queries,
-        _ if name.starts_with(b"Kcur-") => Rotated::Keys,
-        _ => return true,
-    };
-    // SAFETY: the hook is ours, and nothing else uses it while a computation runs.
-    let hook = unsafe { &mut *hook.cast::<Hook>() };
     // SAFETY: null, or of the model that the context borrows.
     if let Some(stream) = unsafe { hook.stream.as_ref() }
-        && let Some(il) = name.strip_prefix(b"Qcur-").and_then(number)
+        && which == Rotated::Queries
+        && let Some(il) = number(name(node))
     {
         stream.begins(il);
     }
-    let n_values = node_ref.ne.iter().product::<i64>() as usize;
+    let n_values = node.ne.iter().product::<i64>() as usize;
     // SAFETY: src[1] of a rotary node is its i32 positions; the node is f32 and, as the result of an operation,
     // contiguous; both are computed. Host memory is rotated where it lies, other memory through a copy.
     unsafe {
-        let positions = node_ref.src[1];
+        let positions = node.src[1];
         hook.positions.resize(sys::ggml_nelements(positions) as usize, 0);
         let n_bytes = size_of_val(&hook.positions[..]);
         sys::ggml_backend_tensor_get(positions, hook.positions.as_mut_ptr().cast(), 0, n_bytes);
         hook.n_seen += 1;
-        let Hook { rotate, positions, copy, .. } = hook;
-        if sys::ggml_backend_buffer_is_host(node_ref.buffer) {
-            let rows = std::slice::from_raw_parts_mut(node_ref.data.cast::<f32>(), n_values);
-            rotate(RotatedRows { which, positions, rows });
+        let Hook { rotation, positions, copy, .. } = hook;
+        if sys::ggml_backend_buffer_is_host(node.buffer) {
+            let rows = std::slice::from_raw_parts_mut(node.data.cast::<f32>(), n_values);
+            (rotation.rows)(RotatedRows { which, positions, rows });
         } else {
             copy.resize(n_values, 0.0);
-            sys::ggml_backend_tensor_get(node, copy.as_mut_ptr().cast(), 0, n_values * size_of::<f32>());
-            rotate(RotatedRows { which, positions, rows: copy });
-            sys::ggml_backend_tensor_set(node, copy.as_ptr().cast(), 0, n_values * size_of::<f32>());
+            let n_bytes = n_values * size_of::<f32>();
+            sys::ggml_backend_tensor_get(node, copy.as_mut_ptr().cast(), 0, n_bytes);
+            (rotation.rows)(RotatedRows { which, positions, rows: copy });
+            sys::ggml_backend_tensor_set(node, copy.as_ptr().cast(), 0, n_bytes);
         }
     }
     true
@@ -147,6 +208,41 @@ fn count(node: &sys::ggml_tensor, ops: &mut OpCounts) {
 }
 
 /// The layer at the end of a node's name.
-fn number(digits: &[u8]) -> Option<usize> {
+fn number(name: &[u8]) -> Option<usize> {
+    let digits = name.rsplit(|c| *c == b'-').next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written into nodes is where this ggml looks for it.
+    #[test]
+    fn parameters_are_where_ggml_has_them() {
+        let (base, scale, factor) = (10000.5f32, 0.25f32, 1.5f32);
+        let params = sys::ggml_init_params { mem_size: 1 << 16, mem_buffer: std::ptr::null_mut(), no_alloc: true };
+        // SAFETY: the context has room for three tensors without data; the node is read before it is freed.
+        let op_params = unsafe {
+            let c = sys::ggml_init(params);
+            let rows = sys::ggml_new_tensor_3d(c, sys::GGML_TYPE_F32, 8, 2, 3);
+            let positions = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_I32, 3);
+            let none = std::ptr::null_mut();
+            let node = sys::ggml_rope_ext(c, rows, positions, none, 8, 2, 0, base, scale, 0.0, factor, 32.0, 1.0);
+            let op_params = (*node).op_params;
+            sys::ggml_free(c);
+            op_params
+        };
+        assert_eq!(
+            [BASE, SCALE, FACTOR].map(|at| op_params[at]),
+            [base, scale, factor].map(|x| x.to_bits().cast_signed())
+        );
+    }
+
+    #[test]
+    fn a_factor_is_common_or_not() {
+        assert_eq!(common([1.0, 1.0, 1.0].into_iter()), Some(1.0));
+        assert_eq!(common([1.0, 1.25].into_iter()), None);
+        assert_eq!(common([].into_iter()), None);
+    }
 }

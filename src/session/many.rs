@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use crate::error::{Error, Result};
 use crate::llama::{self, Decoded, Entry, Model, Output};
 use crate::prompt::Prompt;
-use crate::text::{Rotary, TextHparams, alpha};
+use crate::text::{TextHparams, alpha};
 use crate::tokenizer::TokenId;
 
 use super::line::{Place, Seen, fitting_line};
@@ -77,8 +77,8 @@ impl<'m> Sequences<'m> {
         let n_batch = settings.n_batch.max(n_slots);
         let settings = SessionSettings { n_outputs: n_slots, n_batch, n_ctx: settings.n_ctx.max(n_slots), ..*settings };
         let alpha = alpha(hparams, 1);
-        let mut rotary = Rotary::new(hparams, alpha);
-        let context = llama::Context::new(model, &settings.params(n_slots), stop, move |rows| rotary.rotate(rows))?;
+        let rotation = settings.rope.rotation(hparams, alpha);
+        let context = llama::Context::new(model, &settings.params(n_slots), stop, rotation)?;
         let slots = (0..n_slots).map(|_| Slot::default()).collect();
         Ok(Sequences { context, hparams, settings, slots, alpha, n_steps: 0, n_shared: 0 })
     }
@@ -209,8 +209,7 @@ impl<'m> Sequences<'m> {
         if alpha == self.alpha {
             return;
         }
-        let mut rotary = Rotary::new(self.hparams, alpha);
-        self.context.set_rotation(move |rows| rotary.rotate(rows));
+        self.context.set_rotation(self.settings.rope.rotation(self.hparams, alpha));
         self.alpha = alpha;
         for (k, slot) in self.slots.iter_mut().enumerate() {
             self.context.truncate(k, 0);

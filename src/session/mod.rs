@@ -27,7 +27,7 @@ use crate::ggml::{OpCounts, WatchFn};
 use crate::llama::{self, ContextParams, Decoded, Entry, FlashAttention, Model, Output};
 use crate::prompt::Prompt;
 use crate::quant::GgmlType;
-use crate::text::{Rotary, TextHparams, alpha};
+use crate::text::{Rope, TextHparams, alpha};
 use crate::tokenizer::TokenId;
 
 use line::{Place, fitting_line, n_common};
@@ -57,6 +57,8 @@ pub struct SessionSettings {
     pub flash: FlashAttention,
     /// Most logit rows wanted at once: 1, or more for drafts and `trace`.
     pub n_outputs: usize,
+    /// Who rotates the queries and keys of layers on devices.
+    pub rope: Rope,
 }
 
 /// Rows as ggml's matrix products read them: a byte and a bit for each value of the widest.
@@ -162,8 +164,8 @@ impl<'m> Session<'m> {
     pub fn new(file: &'m TextFile, model: &'m Model, settings: &SessionSettings, stop: &'m AtomicBool) -> Result<Self> {
         let hparams = file.hparams();
         let alpha = alpha(hparams, 1);
-        let mut rotary = Rotary::new(hparams, alpha);
-        let context = llama::Context::new(model, &settings.params(1), stop, move |rows| rotary.rotate(rows))?;
+        let rotation = settings.rope.rotation(hparams, alpha);
+        let context = llama::Context::new(model, &settings.params(1), stop, rotation)?;
         Ok(Session { context, model, hparams, settings: *settings, stop, alpha, read: Vec::new(), last: None })
     }
 
@@ -296,9 +298,8 @@ impl<'m> Session<'m> {
             return Ok(());
         }
         let settings = SessionSettings { n_ctx, ..self.settings };
-        let mut rotary = Rotary::new(self.hparams, self.alpha);
-        let rotate = move |rows: llama::RotatedRows<'_>| rotary.rotate(rows);
-        let mut context = llama::Context::new(self.model, &settings.params(1), self.stop, rotate)?;
+        let rotation = settings.rope.rotation(self.hparams, self.alpha);
+        let mut context = llama::Context::new(self.model, &settings.params(1), self.stop, rotation)?;
         if !self.read.is_empty() {
             self.context.truncate(0, self.read.len());
             context.restore(0, &self.context.state(0)?, self.read.len())?;
@@ -350,8 +351,7 @@ impl<'m> Session<'m> {
 
     /// Rotates with this α of dynamic NTK from now on.
     fn rotate(&mut self, alpha: f64) {
-        let mut rotary = Rotary::new(self.hparams, alpha);
-        self.context.set_rotation(move |rows| rotary.rotate(rows));
+        self.context.set_rotation(self.settings.rope.rotation(self.hparams, alpha));
         self.alpha = alpha;
     }
 

@@ -8,4 +8,4 @@ mod rotary;
 pub use adapter::{check_adapter, check_adapter_form, is_adapter};
 pub use check::check;
 pub use hparams::{ChatFormat, TextHparams};
-pub use rotary::{Rotary, alpha};
+pub use rotary::{Rope, alpha};

@@ -3,7 +3,7 @@
 //! Source: spec section 6. ggml multiplies angles up iteratively in f32, which drifts with the position; here each
 //! angle is one f32 product, as in the reference, and its sine and cosine are rounded once.
 
-use crate::llama::{Rotated, RotatedRows};
+use crate::llama::{Formula, Rotated, RotatedRows, Rotation};
 
 use super::TextHparams;
 
@@ -18,8 +18,39 @@ pub fn alpha(h: &TextHparams, n: usize) -> f64 {
     if h.use_dynamic_ntk { ntk_alpha(n, h.seq_length) } else { 1.0 }
 }
 
+/// Who rotates queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rope {
+    /// Each device those of its layers, with its own sines: on the CPU exactly.
+    Device,
+    /// The CPU, exactly, whatever device has the layer.
+    Exact,
+}
+
+impl Rope {
+    /// The rotation with this [`alpha`], which stays that of the prefill whatever is generated after it.
+    pub fn rotation(self, h: &TextHparams, alpha: f64) -> Rotation {
+        let logn = logn(h);
+        let formula =
+            || Formula { base: base(h, alpha), factor: Box::new(move |position| logn_factor(position, logn)) };
+        let mut rotary = Rotary::new(h, alpha);
+        Rotation { rows: Box::new(move |rows| rotary.rotate(rows)), on_device: (self == Rope::Device).then(formula) }
+    }
+}
+
+/// The base that the angles of an [`alpha`] have.
+fn base(h: &TextHparams, alpha: f64) -> f32 {
+    let d = h.d_head() as f64;
+    (f64::from(h.rope_freq_base) * alpha.powf(d / (d - 2.0).max(1.0))) as f32
+}
+
+/// `seq_length` if queries beyond it are scaled.
+fn logn(h: &TextHparams) -> Option<usize> {
+    h.use_logn_attn.then_some(h.seq_length)
+}
+
 /// Rotates queries and keys. Cost: sines and cosines once a batch, then one multiply-add a value.
-pub struct Rotary {
+struct Rotary {
     d_head: usize,
     /// base'^(−2i/d), d_head / 2 values.
     inv_freq: Vec<f32>,
@@ -34,19 +65,17 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Rotation with this [`alpha`], which stays that of the prefill whatever is generated after it.
-    pub fn new(h: &TextHparams, alpha: f64) -> Self {
-        let d = h.d_head() as f64;
-        let base = (f64::from(h.rope_freq_base) * alpha.powf(d / (d - 2.0).max(1.0))) as f32;
+    fn new(h: &TextHparams, alpha: f64) -> Self {
+        let (d, base) = (h.d_head(), base(h, alpha));
         let frequency = |i: usize| {
             // In f32 steps, as torch does: exponent, power, reciprocal.
             let exponent = (2 * i) as f32 / d as f32;
             1.0 / (f64::from(base).powf(f64::from(exponent)) as f32)
         };
         Rotary {
-            d_head: h.d_head(),
-            inv_freq: (0..h.d_head() / 2).map(frequency).collect(),
-            logn: h.use_logn_attn.then_some(h.seq_length),
+            d_head: d,
+            inv_freq: (0..d / 2).map(frequency).collect(),
+            logn: logn(h),
             positions: Vec::new(),
             table: Vec::new(),
             factors: Vec::new(),
@@ -54,7 +83,7 @@ impl Rotary {
     }
 
     /// Rotates the rows of one layer in place: pairs (i, i + d/2), then queries times their logn factor.
-    pub fn rotate(&mut self, rows: RotatedRows<'_>) {
+    fn rotate(&mut self, rows: RotatedRows<'_>) {
         if self.positions != rows.positions {
             self.tabulate(rows.positions);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::goldens_own;
-use crate::models::{Model, tiny};
+use crate::models::{Model, random, tiny};
 use crate::programs::{Ran, qvl, repository, run};
 use crate::tensors::{relative_l2, traced};
 
@@ -78,10 +78,13 @@ fn ops(command: &mut Command) -> (u64, impl Fn(&str) -> Vec<String> + use<>) {
     (splits, devices)
 }
 
+/// Whoever rotates queries and keys; prompts and answers beyond the trained length are among them.
 #[test]
 fn the_goldens_over_two_workers() {
     let (_workers, addresses) = two();
-    goldens_own::check_all(&["--rpc", &addresses, "--vision-device", "rpc0"]);
+    for rope in ["device", "exact"] {
+        goldens_own::check_all(&["--rpc", &addresses, "--vision-device", "rpc0", "--rope", rope]);
+    }
 }
 
 #[test]
@@ -125,7 +128,15 @@ fn every_device_is_near_the_cpu() {
         command.args(flags).args(["--vision-device", device]).arg("-i").arg(picture());
         command
     };
-    let cpu = traced(trace(&["--device".to_owned(), "cpu".to_owned()]).arg(QUESTION));
+    // More than the 128 positions that it was trained for: angles have another base, and queries factors of their own.
+    let many_words = "one and two and three ".repeat(40);
+    let long = |flags: &[String]| {
+        let mut command = qvl();
+        command.args(["trace", "-m"]).arg(random().text).args(flags).args(["-n", "3", "--raw", &many_words]);
+        traced(&mut command).f32s("logits").data
+    };
+    let on_cpu = ["--device".to_owned(), "cpu".to_owned()];
+    let (cpu, long_on_cpu) = (traced(trace(&on_cpu).arg(QUESTION)), long(&on_cpu));
     for flags in all {
         let tensors = traced(trace(&flags).arg(QUESTION));
         for (name, bound) in [("image.0.embedding", 2e-3), ("logits", 1e-2)] {
@@ -133,6 +144,9 @@ fn every_device_is_near_the_cpu() {
             println!("{} {name}: {distance:.1e}", flags.join(" "));
             assert!(distance < bound, "{flags:?} {name}: relative L2 {distance:.1e}");
         }
+        let distance = relative_l2(&long(&flags), &long_on_cpu);
+        println!("{} long logits: {distance:.1e}", flags.join(" "));
+        assert!(distance < 1e-2, "{flags:?}: relative L2 {distance:.1e} beyond the trained length");
         let (splits, devices) = ops(&mut trace(&flags));
         assert_eq!((splits, devices("vision").len()), (1, 1), "{flags:?}: {:?}", devices("vision"));
         assert!(!devices("vision").contains(&"CPU".to_owned()), "{flags:?}");

@@ -8,6 +8,7 @@ use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams, Sampler, SamplerS
 use qvl::prompt::{self, ChatSettings, Message, PicturePrefix, Prompt};
 use qvl::quant::GgmlType;
 use qvl::session::{Draft, Next, Seen, Sequences, Session, SessionSettings, TextFile};
+use qvl::text::Rope;
 use qvl::tokenizer::TokenId;
 use qvl::vision::ImageEmbedding;
 
@@ -27,7 +28,7 @@ fn open() -> (TextFile, Model) {
 
 fn settings(n_ctx: usize) -> SessionSettings {
     let (type_k, type_v, flash) = (GgmlType::F32, GgmlType::F32, FlashAttention::Off);
-    SessionSettings { n_ctx, n_batch: 64, n_threads: 1, type_k, type_v, flash, n_outputs: 1 }
+    SessionSettings { n_ctx, n_batch: 64, n_threads: 1, type_k, type_v, flash, n_outputs: 1, rope: Rope::Device }
 }
 
 /// A picture that never was: rows of a fixed pattern.

@@ -99,6 +99,10 @@ pub struct ContextArgs {
     /// Device that looks at pictures (auto: the first that has layers, but no worker; else the CPU)
     #[arg(long, env = "QVL_VISION_DEVICE", value_name = "NAME", default_value = "auto")]
     pub vision_device: String,
+    /// Who turns queries and keys by their positions: each device those of its layers (device), or the CPU all of them, to the last
+    /// bit alike on every device and slower (exact)
+    #[arg(long, value_name = "WHO", default_value = "device")]
+    pub rope: RopeMode,
     /// Machines that run qvl worker, as devices for layers; only where every machine is trusted
     #[arg(long, env = "QVL_RPC", value_name = "HOST:PORT,..", value_delimiter = ',')]
     pub rpc: Vec<String>,

@@ -8,12 +8,28 @@ use qvl::ggml::has_amx;
 use qvl::memory::parse_bytes;
 use qvl::quant::GgmlType;
 use qvl::session::Draft;
+use qvl::text::Rope;
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
 pub enum FlashMode {
     On,
     Off,
     Auto,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+pub enum RopeMode {
+    Device,
+    Exact,
+}
+
+impl From<RopeMode> for Rope {
+    fn from(mode: RopeMode) -> Rope {
+        match mode {
+            RopeMode::Device => Rope::Device,
+            RopeMode::Exact => Rope::Exact,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
