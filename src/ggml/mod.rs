@@ -8,12 +8,14 @@
 
 mod abort;
 mod backend;
+mod connections;
 mod context;
 mod cpu;
 mod custom;
 mod device;
 mod quantize;
 mod watch;
+mod worker;
 
 pub use abort::{explain_aborts, no_memory};
 pub use backend::{Allocated, Backend, OpCounts};
