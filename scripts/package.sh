@@ -39,7 +39,7 @@ qvl=$out/bin/qvl
 "$qvl" completions bash > "$out/share/bash-completion/completions/qvl"
 "$qvl" completions zsh > "$out/share/zsh/site-functions/_qvl"
 "$qvl" completions fish > "$out/share/fish/vendor_completions.d/qvl.fish"
-cp README.md CHANGELOG.md SECURITY.md LICENSE-* "$out/share/doc/qvl/"
+cp -r README.md docs CHANGELOG.md SECURITY.md LICENSE-* "$out/share/doc/qvl/"
 # What each dependency asks to be told with it.
 cargo tree -e normal --prefix none -f '{p}	{l}' --features "dynamic-backends $devices" | sed 's/ (.*)//' | sort -u |
     while IFS=$'\t' read -r package licence; do
