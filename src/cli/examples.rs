@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::args::{ContextArgs, DataArgs, ImageArgs};
 use super::asked::Asked;
 use super::batch::{Item, Items, Shard, go_on};
+use super::mmproj::{Mmproj, Towers};
 use super::pipeline;
 
 /// New pictures that are looked at before their examples are read: vision and text weights take turns in memory once a wave.
@@ -182,12 +183,14 @@ impl Pictures {
         self.numbers.len()
     }
 
-    /// Looks at the pictures of the first few of `examples`, and tells how many. `see` is given each picture that is new with
-    /// its number; one that comes again later may be given again.
+    /// Looks at the pictures of the first few of `examples` with the tower of `mmproj`, which may be missing where there are none, and
+    /// tells how many. `see` is given each picture that is new with its number; one that comes again later may be given again.
     pub fn look(
         &mut self,
         examples: &[Example],
-        mut see: impl FnMut(usize, &Picture) -> Result<ImageEmbedding>,
+        mmproj: Option<&Mmproj>,
+        context: &ContextArgs,
+        mut see: impl FnMut(&Towers<'_>, usize, &Picture) -> Result<ImageEmbedding>,
     ) -> Result<usize> {
         let (mut wanted, mut n_new, mut n) = (HashSet::new(), 0, 0);
         for example in examples {
@@ -200,21 +203,28 @@ impl Pictures {
             n += 1;
         }
         self.recent.retain(|name, _| wanted.contains(name));
-        for example in &examples[..n] {
-            for source in &example.sources {
-                let name = name(source);
-                if self.recent.contains_key(&name) {
-                    continue;
-                }
-                go_on()?;
-                let pictures = pipeline::load_pictures(std::slice::from_ref(source), &self.orient)?;
-                let Some(picture) = pictures.first() else { continue };
-                let number = self.numbers.get(&name).copied().unwrap_or_default();
-                let seen = Seen::new(see(number, picture)?);
-                self.recent.insert(name, (seen, (picture.width(), picture.height())));
-            }
+        let sources = || examples[..n].iter().flat_map(|example| &example.sources);
+        if sources().any(|source| !self.recent.contains_key(&name(source))) {
+            let mmproj = mmproj.ok_or_else(|| Error::other("no mmproj"))?;
+            mmproj.look(context, true, |towers| {
+                sources().try_for_each(|source| self.add(source, |number, picture| see(towers, number, picture)))
+            })?;
         }
         Ok(n)
+    }
+
+    fn add(&mut self, source: &ImageSource, see: impl FnOnce(usize, &Picture) -> Result<ImageEmbedding>) -> Result<()> {
+        let name = name(source);
+        if self.recent.contains_key(&name) {
+            return Ok(());
+        }
+        go_on()?;
+        let pictures = pipeline::load_pictures(std::slice::from_ref(source), &self.orient)?;
+        let Some(picture) = pictures.first() else { return Ok(()) };
+        let number = self.numbers.get(&name).copied().unwrap_or_default();
+        let seen = Seen::new(see(number, picture)?);
+        self.recent.insert(name, (seen, (picture.width(), picture.height())));
+        Ok(())
     }
 }
 

@@ -15,7 +15,8 @@ use serde_json::json;
 use super::args::{ContextArgs, ImatrixArgs};
 use super::batch::{go_on, progress};
 use super::examples::{self, Example, Pictures, Shown};
-use super::pipeline::{self, Mmproj};
+use super::mmproj::Mmproj;
+use super::pipeline;
 use super::see::TextMemory;
 use super::{STOP, output, print_error, print_json, room};
 
@@ -86,8 +87,7 @@ fn collect(
     let bar = progress(examples.len() as u64, quiet);
     let (mut n_positions, mut n_looked, mut rest) = (0, 0, examples);
     while !rest.is_empty() {
-        let n = pictures.look(rest, |number, picture| {
-            let mmproj = mmproj.ok_or_else(|| Error::other("no mmproj"))?;
+        let n = pictures.look(rest, mmproj, &args.context, |towers, number, picture| {
             let is_new = number >= n_looked;
             n_looked = n_looked.max(number + 1);
             let watching = Rc::clone(&imatrix);
@@ -96,7 +96,7 @@ fn collect(
                     watching.borrow_mut().add(input);
                 }
             };
-            mmproj.watch(picture, &args.context, true, &mut watch)
+            towers.watch(picture, &mut watch)
         })?;
         for example in &rest[..n] {
             go_on()?;

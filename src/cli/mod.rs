@@ -18,6 +18,7 @@ mod imatrix;
 mod inspect;
 mod keep;
 mod manual;
+mod mmproj;
 mod once;
 mod output;
 mod pipeline;

@@ -1,23 +1,13 @@
-//! The way that `ask` and `trace` share: files → prompt → embeddings → session.
+//! What every command that answers has in common: files and pictures are opened, settings and threads decided, weights loaded.
 
-use std::cell::Cell;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use qvl::cache::MmprojId;
-use qvl::error::{Error, ErrorKind, Result};
-use qvl::ggml::{Backend, Device, DeviceKind, OpCounts, WatchFn};
-use qvl::gguf::Gguf;
-use qvl::image::{self, ImageSource, Orientation, Picture, PixelValues};
+use qvl::error::{Error, Result};
+use qvl::image::{ImageSource, Orientation, Picture};
 use qvl::kernels::{self, Kernels};
 use qvl::llama::{FlashAttention, LoadMode, Model, ModelParams};
-use qvl::mmap::MappedFile;
-use qvl::names::general;
 use qvl::session::{Draft, Session, SessionSettings, TextFile};
-use qvl::text::TextHparams;
-use qvl::vision::{Attention, ImageEmbedding, Taps, Tower, VisionHparams, VisionModel};
 
 use super::args::{ContextArgs, FlashMode, ImageArgs, KernelsMode, ModelArgs, kv_type};
 use super::room::{self, Fitted, Repack};
@@ -42,203 +32,8 @@ pub fn sizes(pictures: &[Picture]) -> Vec<(u32, u32)> {
     pictures.iter().map(|picture| (picture.width(), picture.height())).collect()
 }
 
-/// An mmproj that belongs to the text model, mapped.
-pub struct Mmproj {
-    file: MappedFile,
-    gguf: Gguf,
-}
-
-impl Mmproj {
-    /// The file given, or the one found beside the model. Errors (kind model): none, damaged, or of another model.
-    pub fn open(args: &ModelArgs, text: &TextFile) -> Result<Self> {
-        let path = match &args.mmproj {
-            Some(path) => path.clone(),
-            None => find_beside(&args.model, &text.hparams().vision_id)?,
-        };
-        let file = MappedFile::open(&path)?;
-        let gguf = Gguf::parse(&file).map_err(|e| e.at(&path))?;
-        let mmproj = Mmproj { file, gguf };
-        mmproj.belongs_to(text.hparams()).map_err(|e| e.at(&path))?;
-        Ok(mmproj)
-    }
-
-    fn model(&self) -> Result<VisionModel<'_>> {
-        VisionModel::new(&self.file, &self.gguf).map_err(|e| e.at(self.file.path()))
-    }
-
-    /// As `device` computes it: our kernels are the CPU's.
-    fn computed(&self, args: &ContextArgs, device: Device) -> Result<VisionModel<'_>> {
-        let kernels = kernels_of("--vision-kernels", args.vision_kernels)?;
-        let is_cpu = device.kind() == DeviceKind::Cpu;
-        Ok(self.model()?.with_kernels(if is_cpu { kernels } else { Kernels::Ggml }))
-    }
-
-    /// A name of what computes the vision tower: others round differently. Errors (kind usage): kernels that this CPU does not have,
-    /// a device that is not there.
-    pub fn computed_by(&self, args: &ContextArgs) -> Result<String> {
-        let device = devices::chosen(args)?.vision()?;
-        match device.kind() {
-            DeviceKind::Cpu => Ok(self.computed(args, device)?.kernels().name().to_owned()),
-            _ => Ok(format!("{} {}", device.name(), device.description())),
-        }
-    }
-
-    /// Hands the tower to `f`, on the device for it; on the CPU, with a note, where that is out of memory before `f` has done
-    /// anything, which `is_begun` tells.
-    fn on_device<T>(
-        &self,
-        args: &ContextArgs,
-        quiet: bool,
-        mut f: impl FnMut(&Tower<'_>) -> Result<T>,
-        is_begun: &Cell<bool>,
-    ) -> Result<T> {
-        let device = devices::chosen(args)?.vision()?;
-        let mut on = |device: Device| {
-            let backend = Backend::on(device, n_threads(args), &STOP)?;
-            self.computed(args, device)?.on(&backend, &mut f)
-        };
-        match on(device) {
-            Err(error) if error.kind() == ErrorKind::Memory && device.kind() != DeviceKind::Cpu && !is_begun.get() => {
-                if !quiet {
-                    print_error(&format!("note: {error}; the CPU looks at pictures instead\n"));
-                }
-                on(Device::cpu()?)
-            }
-            other => other,
-        }
-    }
-
-    /// Which backend runs which operation of the tower, and in how many parts.
-    pub fn ops(&self, args: &ContextArgs) -> Result<(OpCounts, usize)> {
-        self.on_device(args, true, |tower| tower.ops(attention(args)), &Cell::new(false))
-    }
-
-    fn belongs_to(&self, text: &TextHparams) -> Result<()> {
-        let vision = self.model()?;
-        let h = vision.hparams();
-        if h.d_out != text.n_embd || h.n_queries != text.n_queries {
-            return Err(Error::model(format!(
-                "the mmproj gives {} embeddings of {} values a picture, the text model expects {} of {}: \
-                 they are of different models",
-                h.n_queries, h.d_out, text.n_queries, text.n_embd
-            )));
-        }
-        let id = self.gguf.opt_str(general::VISION_ID)?.unwrap_or_default();
-        if id != text.vision_id {
-            return Err(Error::model(format!(
-                "the mmproj is of another model than the text file ({} {id:?}, expected {:?}); \
-                 convert both from one checkpoint",
-                general::VISION_ID,
-                text.vision_id
-            )));
-        }
-        Ok(())
-    }
-
-    /// Its size in bytes; mapped weights take as much.
-    pub fn n_bytes(&self) -> u64 {
-        self.file.len() as u64
-    }
-
-    /// Gives its pages back, where memory is short.
-    pub fn forget(self) {
-        self.file.forget();
-    }
-
-    /// Bytes of the compute buffer for a picture.
-    pub fn compute_bytes(&self, args: &ContextArgs) -> Result<u64> {
-        // The CPU's graph says it also for another device, to which no weight is copied for that.
-        let cpu = Device::cpu()?;
-        self.computed(args, cpu)?.on(&Backend::on(cpu, 1, &STOP)?, |tower| tower.compute_bytes(attention(args)))
-    }
-
-    /// Where it lies.
-    pub fn path(&self) -> &Path {
-        self.file.path()
-    }
-
-    /// Its dimensions.
-    pub fn hparams(&self) -> Result<VisionHparams> {
-        Ok(self.model()?.hparams().clone())
-    }
-
-    /// What tells it from others.
-    pub fn id(&self) -> MmprojId {
-        MmprojId::new(&self.file, &self.gguf)
-    }
-
-    /// Encodes every picture, one after the other, and hands each embedding to `done` at once: what came before a Ctrl-C
-    /// is not lost.
-    pub fn encode(
-        &self,
-        pictures: &[Picture],
-        args: &ContextArgs,
-        quiet: bool,
-        mut done: impl FnMut(ImageEmbedding),
-    ) -> Result<()> {
-        self.each(pictures, args, quiet, |tower, pixels, kind| {
-            done(tower.encode(&pixels, kind)?);
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// Encodes a picture, showing what each weight is multiplied with to `watch`.
-    pub fn watch(
-        &self,
-        picture: &Picture,
-        args: &ContextArgs,
-        quiet: bool,
-        watch: &mut WatchFn,
-    ) -> Result<ImageEmbedding> {
-        let one = std::slice::from_ref(picture);
-        let mut seen = self.each(one, args, quiet, |tower, pixels, kind| tower.watch(&pixels, kind, watch))?;
-        seen.pop().ok_or_else(|| Error::other("a picture got lost"))
-    }
-
-    /// Encodes every picture, keeping values from inside.
-    pub fn trace_all(&self, pictures: &[Picture], args: &ContextArgs, quiet: bool) -> Result<Vec<TracedImage>> {
-        self.each(pictures, args, quiet, |tower, pixels, kind| {
-            let (embedding, taps) = tower.trace(&pixels, kind)?;
-            Ok(TracedImage { pixels, embedding, taps })
-        })
-    }
-
-    fn each<T>(
-        &self,
-        pictures: &[Picture],
-        args: &ContextArgs,
-        quiet: bool,
-        mut encode: impl FnMut(&Tower<'_>, PixelValues, Attention) -> Result<T>,
-    ) -> Result<Vec<T>> {
-        self.file.will_need();
-        let is_begun = Cell::new(false);
-        let all = |tower: &Tower<'_>| {
-            let h = tower.hparams();
-            let size = h.image_size as u32;
-            let one = |(k, picture): (usize, &Picture)| {
-                let _spinner = spinner(quiet, format!("looking at picture {} of {}", k + 1, pictures.len()));
-                let pixels = image::normalise(&image::resize(picture, size, size), h.mean, h.std);
-                let seen = encode(tower, pixels, attention(args))?;
-                is_begun.set(true);
-                Ok(seen)
-            };
-            pictures.iter().enumerate().map(one).collect()
-        };
-        self.on_device(args, quiet, all, &is_begun)
-    }
-}
-
-/// How the vision tower computes attention.
-pub fn attention(args: &ContextArgs) -> Attention {
-    match args.flash_attn {
-        FlashMode::Off => Attention::Exact,
-        FlashMode::On | FlashMode::Auto => Attention::Flash,
-    }
-}
-
 /// The kernels that a flag names. Errors (kind usage): this CPU does not have them.
-fn kernels_of(flag: &str, mode: KernelsMode) -> Result<Kernels> {
+pub fn kernels_of(flag: &str, mode: KernelsMode) -> Result<Kernels> {
     let wanted = match mode {
         KernelsMode::Auto => Kernels::detect(),
         KernelsMode::Ggml => Kernels::Ggml,
@@ -269,48 +64,6 @@ pub fn use_prompt_kernels(mode: KernelsMode) -> Result<()> {
     }
     kernels::set_prompt_kernels(wanted);
     Ok(())
-}
-
-/// A picture's way through the vision tower.
-pub struct TracedImage {
-    pub pixels: PixelValues,
-    pub embedding: ImageEmbedding,
-    pub taps: Taps,
-}
-
-/// The mmproj beside `model` that belongs to it: by its identity, then by the best type for the size.
-fn find_beside(model: &Path, vision_id: &str) -> Result<PathBuf> {
-    let dir = model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let is_mmproj = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        name.contains("mmproj") && name.ends_with(".gguf")
-    };
-    let mut candidates: Vec<PathBuf> = fs::read_dir(dir)
-        .map_err(|e| Error::model("cannot look for the mmproj").because(e).at(dir))?
-        .filter_map(|entry| entry.ok().map(|e| e.path()))
-        .filter(is_mmproj)
-        .collect();
-    if candidates.is_empty() {
-        return Err(Error::model(format!(
-            "no mmproj-*.gguf beside {}; without it no picture can be seen: name it with --mmproj",
-            model.display()
-        )));
-    }
-    const PREFERRED: [&str; 6] = ["q8_0", "bf16", "f16", "f32", "q6_k", "q5"];
-    let rank = |path: &PathBuf| {
-        let name = path.to_string_lossy().to_lowercase();
-        PREFERRED.iter().position(|ty| name.contains(ty)).unwrap_or(PREFERRED.len())
-    };
-    candidates.sort_by_key(|path| (rank(path), path.clone()));
-    let id_of = |path: &PathBuf| -> Option<String> {
-        let file = MappedFile::open(path).ok()?;
-        Gguf::parse(&file).ok()?.opt_str(general::VISION_ID).ok()?.map(str::to_owned)
-    };
-    match candidates.iter().find(|path| id_of(path).is_some_and(|id| id == vision_id)) {
-        Some(path) => Ok(path.clone()),
-        // None belongs to the model: opening the first says why.
-        None => Ok(candidates.swap_remove(0)),
-    }
 }
 
 /// Loads the text weights for a session with these settings, on devices as far as they fit there; on the CPU, with a note, where a device

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::PlanArgs;
 use super::devices::Placed;
-use super::pipeline::Mmproj;
+use super::mmproj::Mmproj;
 use super::room::{self, Fitted};
 use super::{devices, pipeline, print, print_json};
 

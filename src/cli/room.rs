@@ -12,7 +12,7 @@ use qvl::session::{SessionSettings, TextFile};
 
 use super::args::{ContextArgs, RepackMode};
 use super::devices::{self, Placed};
-use super::pipeline::Mmproj;
+use super::mmproj::Mmproj;
 use super::see::TextMemory;
 
 /// What the program takes later and has not yet when it plans: code that no one has run, threads, llama.cpp's structures.

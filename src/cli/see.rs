@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::path::absolute;
 use std::slice;
 
-use qvl::cache::{self, Cache, Key, Store};
+use qvl::cache::{self, Cache, Key, MmprojId, Store};
 use qvl::conversation::Shown;
 use qvl::error::{Error, Result};
 use qvl::image::{self, ImageSource, Picture};
 use qvl::session::TextFile;
-use qvl::vision::ImageEmbedding;
+use qvl::vision::{ImageEmbedding, VisionHparams};
 
 use super::args::{CacheArgs, ContextArgs, ImageArgs, ModelArgs};
-use super::pipeline::{self, Mmproj, attention};
+use super::mmproj::{Mmproj, Towers, attention};
+use super::pipeline::{self, spinner};
 use super::{print_error, room};
 
 /// Sees pictures. One that lives as long as its command has the latest ones in memory.
@@ -55,63 +56,34 @@ impl<'a> Viewer<'a> {
         Viewer { model, context, limit_bytes, cache: None, quiet, text }
     }
 
-    /// Sees them. Only the header of the mmproj is read, which proves that it belongs to the text model, unless one of the
-    /// pictures is new; the mmproj is unmapped afterwards, and its pages are given back where memory is short. A picture that
-    /// is there twice is encoded once. A cache that does not work is a warning.
-    ///
-    /// With a cache that is on, working or not, embeddings are rounded to f16; else they are what the tower gave.
+    /// Sees them in a [`look`](Self::look) of their own.
     pub fn see(&mut self, text: &TextFile, pictures: &[Picture]) -> Result<Sight> {
         if pictures.is_empty() {
             return Ok(Sight { embeddings: Vec::new(), n_cached: 0 });
         }
-        let mmproj = Mmproj::open(self.model, text)?;
-        let (h, id, computed_by) = (mmproj.hparams()?, mmproj.id(), mmproj.computed_by(self.context)?);
-        let (mut keys, mut new) = (Vec::with_capacity(pictures.len()), Vec::new());
-        let mut known: HashMap<Key, Option<ImageEmbedding>> = HashMap::new();
+        self.look(text, |look| look.see(pictures))
+    }
+
+    /// Looks at pictures as long as `f` does. Only the header of the mmproj is read, which proves that it belongs to the text
+    /// model, unless a picture is new; then its weights come to their device and stay there. The mmproj is unmapped
+    /// afterwards, and its pages are given back where memory is short. A cache that does not work is a warning.
+    pub fn look<T>(&mut self, text: &TextFile, f: impl FnOnce(&mut Look<'_, 'a>) -> Result<T>) -> Result<T> {
         self.open_cache();
-        for picture in pictures {
-            let picture = image::resize(picture, h.image_size as u32, h.image_size as u32);
-            let key = Key::new(&id, attention(self.context), &computed_by, &picture);
-            keys.push(key);
-            if known.contains_key(&key) {
-                continue;
-            }
-            let found = self.cache.as_mut().and_then(|cache| cache.get(&key));
-            let found = found.filter(|e| e.n_queries == h.n_queries && e.d_out == h.d_out);
-            if found.is_none() {
-                new.push((key, picture));
-            }
-            known.insert(key, found);
-        }
-        let n_cached = if self.cache.is_some() { pictures.len() - new.len() } else { 0 };
-        let (new_keys, new): (Vec<_>, Vec<_>) = new.into_iter().unzip();
-        let is_new = !new.is_empty();
-        if is_new {
-            room::check_vision(&mmproj, self.context, self.text)?;
-            let (mut new_keys, mut failure) = (new_keys.into_iter(), None);
-            let encoded = mmproj.encode(&new, self.context, self.quiet, |fresh| {
-                let Some(key) = new_keys.next() else { return };
-                let embedding = match &mut self.cache {
-                    None => fresh,
-                    Some(cache) => {
-                        let kept = cache.keep(key, fresh);
-                        failure = failure.take().or(kept.failure);
-                        kept.embedding
-                    }
-                };
-                known.insert(key, Some(embedding));
-            });
-            failure.into_iter().for_each(|failure| self.warn(&failure));
-            encoded?;
-        }
+        let mmproj = Mmproj::open(self.model, text)?;
+        let (context, quiet, text) = (self.context, self.quiet, self.text);
+        let known = Known { h: mmproj.hparams()?, id: mmproj.id(), computed_by: mmproj.computed_by(context)? };
+        let (result, has_seen) = mmproj.look(context, quiet, |towers| {
+            let mut look = Look { viewer: self, mmproj: &mmproj, towers, known, has_seen: false };
+            let result = f(&mut look);
+            Ok((result, look.has_seen))
+        })?;
         // Two files that fit one after the other: the first makes room itself, before the second is read.
-        let (TextMemory::Now(text_bytes) | TextMemory::Later(text_bytes)) = self.text;
+        let (TextMemory::Now(text_bytes) | TextMemory::Later(text_bytes)) = text;
         let together = mmproj.n_bytes().saturating_add(text_bytes);
-        if is_new && room::limit_bytes(self.context).is_some_and(|limit| together > limit) {
+        if has_seen && room::limit_bytes(context).is_some_and(|limit| together > limit) {
             mmproj.forget();
         }
-        let of = |key: &Key| known.get(key).cloned().flatten().ok_or_else(|| Error::other("a picture was not encoded"));
-        Ok(Sight { embeddings: keys.iter().map(of).collect::<Result<_>>()?, n_cached })
+        result
     }
 
     /// The cache on disk, if it was opened and works.
@@ -133,6 +105,71 @@ impl<'a> Viewer<'a> {
         if !self.quiet {
             print_error(&format!("warning: {failure}; going on without the cache\n"));
         }
+    }
+}
+
+/// While pictures are looked at.
+pub struct Look<'l, 'a> {
+    viewer: &'l mut Viewer<'a>,
+    mmproj: &'l Mmproj,
+    towers: &'l Towers<'l>,
+    known: Known,
+    /// Whether any picture was new.
+    has_seen: bool,
+}
+
+/// What is known of the mmproj.
+struct Known {
+    h: VisionHparams,
+    id: MmprojId,
+    computed_by: String,
+}
+
+impl Look<'_, '_> {
+    /// Sees them. A picture that is there twice is encoded once, and what was encoded before a Ctrl-C is not lost.
+    ///
+    /// With a cache that is on, working or not, embeddings are rounded to f16; else they are what the tower gave.
+    pub fn see(&mut self, pictures: &[Picture]) -> Result<Sight> {
+        let Known { h, id, computed_by } = &self.known;
+        let viewer = &mut *self.viewer;
+        let (mut keys, mut new) = (Vec::with_capacity(pictures.len()), Vec::new());
+        let mut known: HashMap<Key, Option<ImageEmbedding>> = HashMap::new();
+        for picture in pictures {
+            let picture = image::resize(picture, h.image_size as u32, h.image_size as u32);
+            let key = Key::new(id, attention(viewer.context), computed_by, &picture);
+            keys.push(key);
+            if known.contains_key(&key) {
+                continue;
+            }
+            let found = viewer.cache.as_mut().and_then(|cache| cache.get(&key));
+            let found = found.filter(|e| e.n_queries == h.n_queries && e.d_out == h.d_out);
+            if found.is_none() {
+                new.push((key, picture));
+            }
+            known.insert(key, found);
+        }
+        let n_cached = if viewer.cache.is_some() { pictures.len() - new.len() } else { 0 };
+        if !new.is_empty() && !self.has_seen {
+            room::check_vision(self.mmproj, viewer.context, viewer.text)?;
+            self.has_seen = true;
+        }
+        let n_new = new.len();
+        for (k, (key, picture)) in new.into_iter().enumerate() {
+            let spinner = spinner(viewer.quiet, format!("looking at picture {} of {n_new}", k + 1));
+            let fresh = self.towers.encode(&picture)?;
+            drop(spinner);
+            let embedding = match &mut viewer.cache {
+                None => fresh,
+                Some(cache) => {
+                    let kept = cache.keep(key, fresh);
+                    kept.failure.into_iter().for_each(|failure| viewer.warn(&failure));
+                    kept.embedding
+                }
+            };
+            known.insert(key, Some(embedding));
+        }
+        let of = |key: &Key| known.get(key).cloned().flatten().ok_or_else(|| Error::other("a picture was not encoded"));
+        Ok(Sight { embeddings: keys.iter().map(of).collect::<Result<_>>()?, n_cached })
     }
 }
 

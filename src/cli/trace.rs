@@ -17,7 +17,8 @@ use tempfile::NamedTempFile;
 
 use super::args::TraceArgs;
 use super::asked::Asked;
-use super::pipeline::{self, Mmproj, TracedImage};
+use super::mmproj::{Mmproj, TracedImage};
+use super::pipeline;
 use super::see::TextMemory;
 use super::table::{Side, Table};
 use super::{STOP, output, print, print_json, read_text, room};
@@ -64,7 +65,14 @@ pub fn run(args: &TraceArgs, quiet: bool) -> Result<()> {
             if args.ops {
                 vision_ops = Some(mmproj.ops(&args.context)?);
             }
-            mmproj.trace_all(&pictures, &args.context, quiet)?
+            mmproj.look(&args.context, quiet, |towers| {
+                let see = |(k, picture)| {
+                    let _spinner =
+                        pipeline::spinner(quiet, format!("looking at picture {} of {}", k + 1, pictures.len()));
+                    towers.trace(picture)
+                };
+                pictures.iter().enumerate().map(see).collect::<Result<Vec<_>>>()
+            })?
         }
     };
 

@@ -1,6 +1,6 @@
 //! Tensors and operations: the description of a computation, before anything is allocated or run.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
@@ -91,7 +91,7 @@ impl<'d> Context<'d> {
     }
 
     /// FileWeights of `file`, the mapped bytes of a GGUF file, for graphs that `backend` computes: where it can, they point into the
-    /// file; else [`FileWeights::load`] copies them to the device. Call once a file.
+    /// file; else an [`Upload`] copies them to the device. Call once a file.
     ///
     /// Errors (kind model): the data is not aligned as ggml's CPU kernels need it.
     pub fn weights<'b>(&self, file: &'d [u8], backend: &'b Backend<'_>) -> Result<FileWeights<'_, 'd, 'b>> {
@@ -287,9 +287,9 @@ pub struct FileWeights<'c, 'd, 'b> {
     pending: RefCell<Vec<(Tensor<'c>, &'d [u8])>>,
 }
 
-impl<'c> FileWeights<'c, '_, '_> {
+impl<'c, 'd, 'b> FileWeights<'c, 'd, 'b> {
     /// The tensor that `info`, from this file's own header, describes. Cost: none, it points into the mapped file, or gets its bytes
-    /// in [`load`](Self::load).
+    /// by [`upload`](Self::upload).
     pub fn tensor(&self, info: &TensorInfo) -> Tensor<'c> {
         let ne: Vec<i64> = info.dims.iter().map(|d| *d as i64).collect();
         let bytes = info.bytes(self.file);
@@ -314,11 +314,26 @@ impl<'c> FileWeights<'c, '_, '_> {
         tensor
     }
 
-    /// Copies to the device what does not point into the file. Errors (kind memory): it does not fit there. Cost: one pass over
-    /// the file and the way to the device; none where weights are mapped.
-    pub fn load(self) -> Result<()> {
-        let pending = self.pending.take();
-        if pending.is_empty() {
+    /// What brings the tensors made so far to where they are computed with.
+    pub fn upload(self) -> Upload<'c, 'd, 'b> {
+        let FileWeights { context, backend, pending, .. } = self;
+        Upload { context, backend, pending: pending.into_inner(), is_done: Cell::new(false) }
+    }
+}
+
+/// Weights on their way to a device; none where they are mapped.
+pub struct Upload<'c, 'd, 'b> {
+    context: &'c Context<'d>,
+    backend: &'b Backend<'b>,
+    pending: Vec<(Tensor<'c>, &'d [u8])>,
+    is_done: Cell<bool>,
+}
+
+impl Upload<'_, '_, '_> {
+    /// Copies to the device what does not point into the file, the first time. Errors (kind memory): it does not fit there. Cost: one
+    /// pass over the file and the way to the device; none where weights are mapped.
+    pub fn once(&self) -> Result<()> {
+        if self.is_done.get() || self.pending.is_empty() {
             return Ok(());
         }
         // SAFETY: the context holds these tensors only, unallocated; a null result is handled.
@@ -327,10 +342,11 @@ impl<'c> FileWeights<'c, '_, '_> {
             Error::memory(format!("the weights of the vision tower do not fit on {}", self.backend.device().name()))
         })?;
         self.context.keep(buffer);
-        for (tensor, bytes) in pending {
+        for (tensor, bytes) in &self.pending {
             // SAFETY: the tensor is allocated and as large as its bytes (asserted when it was made).
             unsafe { sys::ggml_backend_tensor_set(tensor.ptr.as_ptr(), bytes.as_ptr().cast(), 0, bytes.len()) };
         }
+        self.is_done.set(true);
         Ok(())
     }
 }

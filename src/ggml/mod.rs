@@ -20,7 +20,7 @@ mod worker;
 pub use abort::{explain_aborts, no_memory};
 pub use backend::{Allocated, Backend, OpCounts};
 pub(crate) use backend::{is_set, op_name};
-pub use context::{Context, FileWeights, Graph, Tensor};
+pub use context::{Context, FileWeights, Graph, Tensor, Upload};
 pub use cpu::{SimdFeature, has_amx, simd_features};
 pub use custom::{Custom, Operand, Share, Task};
 pub(crate) use device::load_backends;

@@ -3,7 +3,7 @@
 //! 1024, measured with AMX and AVX-512).
 
 use crate::error::{Error, Result};
-use crate::ggml::{Backend, Context, OpCounts, Tensor, WatchFn};
+use crate::ggml::{Backend, Context, OpCounts, Tensor, Upload, WatchFn};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::image::PixelValues;
 use crate::kernels::Kernels;
@@ -96,12 +96,12 @@ impl<'d> VisionModel<'d> {
         &self.hparams
     }
 
-    /// Brings the weights to where `backend` computes and hands the tower to `f`. Errors: kind memory when they do not fit there,
-    /// and `f`'s. Cost: nothing on the CPU, which reads them in the mapped file; a copy of the file to another device.
+    /// Hands the tower to `f`, computed by `backend`. Its weights come there when it is first used and stay until `f` is done. Errors:
+    /// `f`'s. Cost: nothing on the CPU, which reads them in the mapped file; a copy of the file to another device.
     pub fn on<T>(&self, backend: &Backend<'_>, f: impl FnOnce(&Tower<'_>) -> Result<T>) -> Result<T> {
-        let c = self.context()?;
-        let weights = self.weights.load(&c, self.file, backend)?;
-        f(&Tower { model: self, backend, weights })
+        let context = self.context()?;
+        let (weights, upload) = self.weights.bind(&context, self.file, backend)?;
+        f(&Tower { model: self, backend, weights, upload })
     }
 
     /// Memory for a description of the graph, or of the weights.
@@ -111,11 +111,12 @@ impl<'d> VisionModel<'d> {
     }
 }
 
-/// A vision tower with its weights where graphs run.
+/// A vision tower where graphs run.
 pub struct Tower<'t> {
     model: &'t VisionModel<'t>,
     backend: &'t Backend<'t>,
     weights: Weights<Tensor<'t>>,
+    upload: Upload<'t, 't, 't>,
 }
 
 impl Tower<'_> {
@@ -142,7 +143,7 @@ impl Tower<'_> {
     pub fn watch(&self, pixels: &PixelValues, kind: Attention, watch: &mut WatchFn) -> Result<ImageEmbedding> {
         let c = self.model.context()?;
         // What is watched are ggml's products.
-        let Nodes { patches, output, .. } = self.build(&c, kind, Kernels::Ggml);
+        let Nodes { patches, output, .. } = self.build(&c, kind, Kernels::Ggml)?;
         let values = to_patches(pixels, self.hparams().patch_size);
         self.embedding(self.backend.compute_watched(c.graph(&[output]), (patches, &values), output, watch)?)
     }
@@ -150,7 +151,7 @@ impl Tower<'_> {
     /// Bytes of the compute buffer that [`encode`](Self::encode) allocates. Computes nothing.
     pub fn compute_bytes(&self, kind: Attention) -> Result<u64> {
         let c = self.model.context()?;
-        let nodes = self.build(&c, kind, self.model.kernels);
+        let nodes = self.build(&c, kind, self.model.kernels)?;
         Ok(self.backend.measure(&c.graph(&[nodes.output]))? as u64)
     }
 
@@ -158,13 +159,14 @@ impl Tower<'_> {
     /// stays on one device. Allocates the compute buffer, computes nothing.
     pub fn ops(&self, kind: Attention) -> Result<(OpCounts, usize)> {
         let c = self.model.context()?;
-        let nodes = self.build(&c, kind, self.model.kernels);
+        let nodes = self.build(&c, kind, self.model.kernels)?;
         let graph = self.backend.allocate(c.graph(&[nodes.output]))?;
         Ok((graph.ops(), graph.n_splits()))
     }
 
-    /// The graph over the weights.
-    fn build<'c>(&'c self, c: &'c Context<'_>, kind: Attention, kernels: Kernels) -> Nodes<'c> {
+    /// The graph over the weights, which come to the device for it. Errors (kind memory): they do not fit there.
+    fn build<'c>(&'c self, c: &'c Context<'_>, kind: Attention, kernels: Kernels) -> Result<Nodes<'c>> {
+        self.upload.once()?;
         let (h, w) = (self.hparams(), &self.weights);
         let how = How { attention: kind, kernels, backend: self.backend };
         let patches = c.input(&[3 * h.patch_size * h.patch_size, h.n_patches]);
@@ -179,12 +181,12 @@ impl Tower<'_> {
         let x = resampler::cross_attention(c, h, w, x, how);
         named.push(("resampler".into(), x));
         let output = resampler::project(c, h, w, x, how);
-        Nodes { patches, named, output }
+        Ok(Nodes { patches, named, output })
     }
 
     fn run(&self, pixels: &PixelValues, kind: Attention, taps: Option<&mut Taps>) -> Result<ImageEmbedding> {
         let c = self.model.context()?;
-        let Nodes { patches, named, output } = self.build(&c, kind, self.model.kernels);
+        let Nodes { patches, named, output } = self.build(&c, kind, self.model.kernels)?;
         let mut outputs = vec![output];
         if taps.is_some() {
             outputs.extend(named.iter().map(|(_, t)| *t));

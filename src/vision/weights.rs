@@ -1,7 +1,7 @@
 //! Binds tensor names and checks every shape once; no code after this checks one.
 
 use crate::error::{Error, Result};
-use crate::ggml::{Backend, Context, Tensor};
+use crate::ggml::{Backend, Context, Tensor, Upload};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::names::vision_tensor as name;
 use crate::quant::GgmlType;
@@ -85,13 +85,13 @@ impl Weights<TensorInfo> {
     }
 
     /// The same weights as tensors of `context`, which holds nothing else, for graphs on `backend`: pointing into the mapped
-    /// `file`, or copied to the device. Errors: kind memory, they do not fit there.
-    pub fn load<'c, 'd>(
+    /// `file`, or to be copied to the device.
+    pub fn bind<'c, 'd, 'b>(
         &self,
         context: &'c Context<'d>,
         file: &'d [u8],
-        backend: &Backend<'_>,
-    ) -> Result<Weights<Tensor<'c>>> {
+        backend: &'b Backend<'_>,
+    ) -> Result<(Weights<Tensor<'c>>, Upload<'c, 'd, 'b>)> {
         let weights = context.weights(file, backend)?;
         let t = |info: &TensorInfo| weights.tensor(info);
         let two = |pair: &[TensorInfo; 2]| [t(&pair[0]), t(&pair[1])];
@@ -118,8 +118,7 @@ impl Weights<TensorInfo> {
             ln_post: two(&self.ln_post),
             proj: t(&self.proj),
         };
-        weights.load()?;
-        Ok(tensors)
+        Ok((tensors, weights.upload()))
     }
 }
 

@@ -1,8 +1,10 @@
 //! Devices: two workers on this machine stand for others; builds with a GPU's backend check that one as well.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -25,7 +27,11 @@ impl Worker {
         // A port that is free now; nobody else asks for that very one.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = qvl();
-        command.args(["worker", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Whatever else this build has stays with the tests of that.
+        command
+            .args(["worker", "--device", "cpu", "--port", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -157,7 +163,7 @@ fn every_device_is_near_the_cpu() {
 fn what_is_not_there_is_a_usage_error() {
     let model = tiny("f16", "f16");
     let ask = |flags: &[&str]| run(over(&model, "ask").arg("-q").args(flags).arg("hi"));
-    ask(&["--device", "cuda7"]).fails(2, "device \"cuda7\" is not there (there are: cpu");
+    ask(&["--device", "cuda7"]).fails(2, "device \"cuda7\" is not there (there are: ");
     ask(&["--vision-device", "abacus"]).fails(2, "device \"abacus\" is not there");
     ask(&["--rpc", "nonsense"]).fails(2, "--rpc nonsense: ");
     // Nobody listens at a port that was just given back.
@@ -180,6 +186,60 @@ fn layers_without_a_device_are_the_cpus() {
     let all = ask(&["-ngl", "all"]).ok();
     assert_eq!(all.out, plain.out);
     assert!(all.err.contains("note: there is no device for layers"), "{all:?}");
+}
+
+/// A machine in the middle: what is sent to `address` goes through it, and how many bytes that were.
+fn counted(address: &str) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (here, there) = (listener.local_addr().unwrap().to_string(), address.to_owned());
+    let n_sent = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&n_sent);
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (mut near, mut far) = (near.unwrap(), TcpStream::connect(&there).unwrap());
+            let (mut near_too, mut far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            let count = Arc::clone(&count);
+            std::thread::spawn(move || {
+                let mut bytes = vec![0; 1 << 16];
+                while let Ok(n @ 1..) = near.read(&mut bytes) {
+                    count.fetch_add(n as u64, Ordering::Relaxed);
+                    far.write_all(&bytes[..n]).unwrap();
+                }
+                let _ = far.shutdown(Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut far_too, &mut near_too);
+                let _ = near_too.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    (here, n_sent)
+}
+
+/// Four pictures of a batch, or of examples: the tower travels once.
+#[test]
+fn the_tower_comes_to_its_device_once() {
+    let (worker, model) = (Worker::start(), tiny("f16", "q8_0"));
+    let dir = tempfile::tempdir().unwrap();
+    let pictures = std::fs::read_dir(repository("models/qvl-tiny/heldout")).unwrap().map(|entry| entry.unwrap().path());
+    let pictures: Vec<_> = pictures.filter(|path| path.extension().is_some_and(|e| e == "png")).take(4).collect();
+    let line = |path: &std::path::PathBuf| {
+        serde_json::json!({"image": path, "prompt": "What is it?", "answer": "A star."}).to_string() + "\n"
+    };
+    let questions = dir.path().join("questions.jsonl");
+    std::fs::write(&questions, pictures.iter().map(line).collect::<String>()).unwrap();
+    let n_bytes = std::fs::metadata(&model.mmproj).unwrap().len();
+    let check = |subcommand: &str, flags: &[&str], output: &str| {
+        let (address, n_sent) = counted(&worker.address);
+        let mut command = over(&model, subcommand);
+        command.args(["--rpc", &address, "--vision-device", "rpc0", "-ngl", "0"]).args(flags);
+        run(command.arg(&questions).arg(output).arg(dir.path().join(subcommand))).ok();
+        let n_sent = n_sent.load(Ordering::Relaxed);
+        // Graphs and pictures are the rest.
+        assert!(n_sent > n_bytes && n_sent < n_bytes * 2, "{subcommand}: {n_sent} bytes for a tower of {n_bytes}");
+    };
+    check("batch", &["-n", "1", "--no-cache"], "-o");
+    check("quality", &[], "--write-reference");
 }
 
 /// It holds the weights and not the cache: the CPU goes on, and says so.

@@ -2,6 +2,7 @@
 
 mod input;
 mod journal;
+mod wave;
 mod work;
 
 pub use input::{Item, Items, Shard};

@@ -1,31 +1,24 @@
 //! Items on their way: pictures are looked at some items ahead, answers are written several at a time.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qvl::error::{Error, ErrorKind, Result};
+use qvl::error::{Error, Result};
 use qvl::grammar::Matcher;
 use qvl::grounding;
-use qvl::image::Picture;
 use qvl::llama::{Model, Sampler};
-use qvl::prompt::Prompt;
-use qvl::session::{Answer, Choice, Finish, Generation, Next, Seen, Sequences, TextFile, too_long};
+use qvl::session::{Answer, Choice, Finish, Generation, Next, Sequences, TextFile, too_long};
 use qvl::text::ChatFormat;
 use serde_json::{Value, json};
 
 use super::super::answers::{finish_reason, ms, regions, sampling, stops};
-use super::super::args::{BatchArgs, GenerationArgs, ImageArgs};
-use super::super::asked::Asked;
+use super::super::args::{BatchArgs, ImageArgs};
 use super::super::pipeline;
 use super::super::see::{TextMemory, Viewer};
 use super::super::{STOP, room, structure};
-use super::input::{Item, Items};
+use super::input::Items;
+use super::wave::{self, Draft, Ready, WAVE};
 use super::{Report, go_on};
-
-/// Items whose pictures are looked at before their answers are begun. Vision and text weights then take turns in memory
-/// once a wave and not once an item; each picture waits as an embedding (4 MiB for the real model).
-const WAVE: usize = 32;
 
 /// Generated tokens that the cache has room for, an answer; longer ones may have to make room for each other.
 const USUAL_ANSWER: usize = 128;
@@ -41,19 +34,6 @@ pub struct Worker<'a> {
     viewer: Viewer<'a>,
 }
 
-/// An item that is ready to be answered.
-struct Ready {
-    id: Value,
-    prompt: Prompt,
-    n_prompt: usize,
-    images: Vec<Arc<Seen>>,
-    /// Pixels of the last picture, to which boxes refer.
-    size: Option<(u32, u32)>,
-    generation: GenerationArgs,
-    n_predict: usize,
-    encode: Duration,
-}
-
 /// An item that is being answered.
 struct Job<'t> {
     ready: Ready,
@@ -61,9 +41,6 @@ struct Job<'t> {
     start: Instant,
     first_token: Option<Duration>,
 }
-
-/// A picture that was looked at: its rows and its size in pixels.
-type Looked = (Arc<Seen>, (u32, u32));
 
 impl<'a> Worker<'a> {
     /// Proves what can be proven before the model is loaded.
@@ -185,83 +162,49 @@ impl<'a> Worker<'a> {
         Sequences::new(self.text, model, &settings, n_slots, &STOP)
     }
 
-    /// The next items with their pictures looked at.
+    /// The next items with their pictures looked at; none if there are no more.
     fn wave(&mut self, items: &mut Items, report: &mut Report) -> Result<VecDeque<Ready>> {
-        let mut wave = VecDeque::new();
-        let mut looked: HashMap<String, Looked> = HashMap::new();
-        while wave.len() < WAVE {
+        loop {
+            let drafts = self.drafts(items, report)?;
+            if drafts.is_empty() {
+                return Ok(VecDeque::new());
+            }
+            let wave = if drafts.iter().any(Draft::has_pictures) {
+                let orient = &self.orient;
+                self.viewer.look(self.text, |look| {
+                    let (mut looked, mut wave) = (HashMap::new(), VecDeque::new());
+                    for draft in drafts {
+                        go_on()?;
+                        let id = draft.id().clone();
+                        let ready = draft.seen(|source| wave::see(look, orient, &mut looked, source));
+                        wave.extend(wave::kept(&id, ready, report)?);
+                    }
+                    Ok(wave)
+                })?
+            } else {
+                let ready = |draft: Draft<'a>| draft.seen(|_| Err(Error::other("a picture came from nowhere")));
+                drafts.into_iter().map(ready).collect::<Result<_>>()?
+            };
+            if !wave.is_empty() {
+                return Ok(wave);
+            }
+        }
+    }
+
+    /// The next items with their prompts.
+    fn drafts(&self, items: &mut Items, report: &mut Report) -> Result<Vec<Draft<'a>>> {
+        let mut drafts = Vec::new();
+        while drafts.len() < WAVE {
             go_on()?;
             let Some((id, item)) = items.next()? else { break };
             if report.was_done(&id) {
                 continue;
             }
-            match item.and_then(|item| self.ready(item, &mut looked)) {
-                Ok(ready) => wave.push_back(ready),
-                // These are not the item's fault.
-                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::Model | ErrorKind::Memory) => {
-                    return Err(e);
-                }
-                Err(e) => report.failed(&id, &e)?,
-            }
+            let limit = self.args.context.ctx_size.map(|n| n as usize);
+            let draft = item.and_then(|item| Draft::new(self.text, item, &self.args.generation, self.raw, limit));
+            drafts.extend(wave::kept(&id, draft, report)?);
         }
-        Ok(wave)
-    }
-
-    fn ready(&mut self, item: Item, looked: &mut HashMap<String, Looked>) -> Result<Ready> {
-        let h = self.text.hparams();
-        let mut generation = self.args.generation.clone();
-        generation.predict = item.wishes.predict.or(generation.predict);
-        generation.temp = item.wishes.temp.or(generation.temp);
-        generation.seed = item.wishes.seed.or(generation.seed);
-        generation.system = item.wishes.system.or(generation.system);
-        let asked = Asked {
-            question: &item.prompt,
-            n_pictures: item.images.len(),
-            regions: &item.regions,
-            format: if self.raw { ChatFormat::Raw } else { ChatFormat::ChatMl },
-            system: generation.system.as_deref(),
-            past: None,
-        };
-        let limit = self.args.context.ctx_size.map_or(h.context_length, |n| n as usize);
-        let measured = |prompt: &Prompt| match prompt.n_positions(h.n_queries) {
-            0 => Err(Error::usage("the prompt is empty")),
-            n_prompt if n_prompt > limit => Err(too_long(n_prompt, limit)),
-            n_prompt => Ok(n_prompt),
-        };
-        let (prompt, sources) = asked.prompt(self.text, item.images)?;
-        // Once before any picture is read.
-        measured(&prompt)?;
-        let start = Instant::now();
-        let mut images = Vec::with_capacity(sources.len());
-        let mut sizes = Vec::with_capacity(sources.len());
-        for source in &sources {
-            let key = format!("{source:?}");
-            let (seen, pixels) = match looked.get(&key) {
-                Some(known) => known.clone(),
-                None => {
-                    let picture = pipeline::load_pictures(std::slice::from_ref(source), &self.orient)?;
-                    let new = self.look(&picture)?;
-                    looked.insert(key, new.clone());
-                    new
-                }
-            };
-            images.push(seen);
-            sizes.push(pixels);
-        }
-        let encode = start.elapsed();
-        let prompt = asked.with_regions(self.text, prompt, &sizes)?;
-        let n_prompt = measured(&prompt)?;
-        let n_predict = generation.predict.unwrap_or(h.max_new_tokens).min(limit - n_prompt);
-        let size = sizes.last().copied();
-        Ok(Ready { id: item.id, prompt, n_prompt, images, size, generation, n_predict, encode })
-    }
-
-    /// The rows of a picture. Of all weights only the vision model's are used, and none if the picture is known.
-    fn look(&mut self, pictures: &[Picture]) -> Result<Looked> {
-        let embedding = self.viewer.see(self.text, pictures)?.embeddings.pop();
-        let size = pictures.last().map(|picture| (picture.width(), picture.height()));
-        let (embedding, size) = embedding.zip(size).ok_or_else(|| Error::other("a picture got lost"))?;
-        Ok((Seen::new(embedding), size))
+        Ok(drafts)
     }
 
     fn answer(&self, job: Job<'_>, finish: Finish) -> Result<Value> {

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use super::super::args::{BenchArgs, GpuLayers, ModelArgs, Pictured, kv_type};
 use super::super::asked::Asked;
-use super::super::pipeline::{self, Mmproj};
+use super::super::mmproj::Mmproj;
+use super::super::pipeline;
 use super::machine::ModelFile;
 use super::report::Files;
 

@@ -17,7 +17,8 @@ use serde_json::json;
 use super::args::{ModelArgs, QualityArgs};
 use super::batch::go_on;
 use super::examples::{self, Example, Pictures};
-use super::pipeline::{self, Mmproj};
+use super::mmproj::Mmproj;
+use super::pipeline;
 use super::{output, print, print_error, print_json};
 
 use report::{Recording, Report};

@@ -1,6 +1,6 @@
 //! A model at work on examples, and who listens.
 
-use qvl::error::{Error, Result};
+use qvl::error::Result;
 use qvl::image::Picture;
 use qvl::prompt::Prompt;
 use qvl::session::{Seen, Session, TextFile};
@@ -11,7 +11,8 @@ use std::sync::Arc;
 use super::super::args::{ModelArgs, QualityArgs};
 use super::super::batch::{go_on, progress};
 use super::super::examples::{self, Example, Pictures, Shown};
-use super::super::pipeline::{self, Mmproj};
+use super::super::mmproj::Mmproj;
+use super::super::pipeline;
 use super::super::see::TextMemory;
 use super::super::{STOP, room};
 
@@ -59,11 +60,8 @@ pub fn run(
     let bar = progress(examples.len() as u64, quiet);
     let (mut n_looked, mut n_done) = (0, 0);
     while n_done < examples.len() {
-        let n = pictures.look(&examples[n_done..], |number, picture| {
-            let mmproj = mmproj.as_ref().ok_or_else(|| Error::other("no mmproj"))?;
-            let mut seen = None;
-            mmproj.encode(std::slice::from_ref(picture), &args.context, true, |embedding| seen = Some(embedding))?;
-            let embedding = seen.ok_or_else(|| Error::other("a picture got lost"))?;
+        let n = pictures.look(&examples[n_done..], mmproj.as_ref(), &args.context, |towers, number, picture| {
+            let embedding = towers.encode(picture)?;
             if number >= n_looked {
                 n_looked = number + 1;
                 listener.picture(number, picture, &embedding)?;
