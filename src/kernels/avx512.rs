@@ -231,7 +231,7 @@ pub unsafe fn gelu(columns: &mut [[f32; ROWS]]) {
 /// x · Φ(x), Φ by the error function's rational approximation 7.1.26 of Abramowitz and Stegun, 1.5e-7 off at most.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn gelu_of(x: __m512) -> __m512 {
+pub fn gelu_of(x: __m512) -> __m512 {
     let one = _mm512_set1_ps(1.0);
     let z = _mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2)));
     let t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.327_591_1), one));

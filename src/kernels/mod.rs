@@ -4,7 +4,7 @@
 //! once, 32 rows at a time, into what the CPU's dot-product instructions read, and multiplied with all of them:
 //!
 //! - [`columns`]: activations to 8 bits, LayerNorm before it if wanted;
-//! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out;
+//! - [`product`]: quantised weights times such columns, with bias, GELU and residual on the way out; [`product_columns`] gives columns again;
 //! - [`attention`]: without mask, in bf16 with f32 sums.
 //!
 //! And for text, in the place of ggml's (`hook`), on x86-64 Linux: weights times one column, for decoding, `row` multiplies at the speed of
@@ -303,4 +303,4 @@ mod absent;
 pub use absent::attention;
 #[cfg(target_arch = "x86_64")]
 pub use attention::attention;
-pub use product::{columns, product};
+pub use product::{columns, product, product_columns};

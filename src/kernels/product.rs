@@ -22,15 +22,27 @@ struct Pack {
 struct Product {
     ty: GgmlType,
     ending: Ending,
+    target: Target,
     share: Share,
 }
+
+/// Where finished sums go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Into f32.
+    Values,
+    /// Into columns of the next product, of whose depth a panel's rows are a block.
+    Columns,
+}
+
+const _: () = assert!(ROWS == DEPTH);
 
 /// What becomes of sums on their way into the result.
 #[derive(Clone, Copy)]
 pub(super) struct Ending {
     inner: &'static Inner,
     pub n_columns: usize,
-    activation: Activation,
+    pub activation: Activation,
     has_bias: bool,
     has_residual: bool,
 }
@@ -73,12 +85,40 @@ pub fn product<'c>(
     n_columns: usize,
     finish: Finish<'c>,
 ) -> Tensor<'c> {
+    multiplied(c, how, w, columns, n_columns, finish, Target::Values)
+}
+
+/// [`columns`] of such a [`product`], which takes no residual: the same bits, and its f32 are never in memory.
+pub fn product_columns<'c>(
+    c: &'c Context<'_>,
+    how: Kernels,
+    w: Tensor<'c>,
+    columns: Tensor<'c>,
+    n_columns: usize,
+    finish: Finish<'c>,
+) -> Tensor<'c> {
+    assert!(finish.residual.is_none(), "columns with a residual");
+    multiplied(c, how, w, columns, n_columns, finish, Target::Columns)
+}
+
+fn multiplied<'c>(
+    c: &'c Context<'_>,
+    how: Kernels,
+    w: Tensor<'c>,
+    columns: Tensor<'c>,
+    n_columns: usize,
+    finish: Finish<'c>,
+    target: Target,
+) -> Tensor<'c> {
     let [k, m, ..] = w.dims();
     let Some(ty) = w.ty().filter(|ty| how.multiply(*ty)) else { panic!("a product with {:?}", w.ty()) };
-    let n_blocks = match how {
+    let (n_blocks, column_bytes) = match how {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Amx => tiles::n_blocks(columns, n_columns),
-        _ => columns.dims()[0] / size_of::<ColumnBlock>() / n_columns.div_ceil(COLUMNS),
+        Kernels::Amx => (tiles::n_blocks(columns, n_columns), tiles::bytes_of(m, n_columns)),
+        _ => {
+            let n_groups = n_columns.div_ceil(COLUMNS);
+            (columns.dims()[0] / size_of::<ColumnBlock>() / n_groups, ColumnBlock::bytes_of(m, n_columns))
+        }
     };
     assert!(n_blocks * DEPTH <= k, "rows of {k} values and {n_blocks} blocks of columns");
     assert!(finish.bias.is_none_or(|t| t.dims() == [m, 1, 1, 1] && t.is_contiguous()), "a bias of {m} values");
@@ -87,11 +127,15 @@ pub fn product<'c>(
     let (has_bias, has_residual) = (finish.bias.is_some(), finish.residual.is_some());
     let ending = Ending { inner, n_columns, activation: finish.activation, has_bias, has_residual };
     let args: Vec<_> = [Some(w), Some(columns), finish.bias, finish.residual].into_iter().flatten().collect();
-    let (dims, share) = ([m, n_columns], Share::default());
+    let (result, dims) = match target {
+        Target::Values => (GgmlType::F32, [m, n_columns]),
+        Target::Columns => (GgmlType::I8, [column_bytes, 1]),
+    };
+    let share = Share::default();
     match how {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Amx => c.custom(GgmlType::F32, dims, &args, tiles::Product { ty, ending, share }),
-        _ => c.custom(GgmlType::F32, dims, &args, Product { ty, ending, share }),
+        Kernels::Amx => c.custom(result, dims, &args, tiles::Product { ty, ending, target, share }),
+        _ => c.custom(result, dims, &args, Product { ty, ending, target, share }),
     }
 }
 
@@ -195,9 +239,14 @@ impl Custom for Product {
         let mut panel = vec![PanelBlock::ZERO; n_blocks];
         for i in self.share.take(weights.n_rows.div_ceil(ROWS), task.n_threads) {
             let ending = |rows, first, tile: &mut Tile| {
-                let n = COLUMNS.min(self.ending.n_columns - first);
+                let tile = &mut tile[..COLUMNS.min(self.ending.n_columns - first)];
                 // SAFETY: these rows belong to the one thread that took the panel.
-                unsafe { self.ending.write(task, rows, first, &mut tile[..n]) };
+                unsafe {
+                    match self.target {
+                        Target::Values => self.ending.write(task, rows, first, tile),
+                        Target::Columns => self.ending.pack(task, rows, first, tile),
+                    }
+                }
             };
             // SAFETY: `inner_of` has seen what the CPU needs.
             unsafe { multiply(self.ending.inner, weights, i, &mut panel, blocks, ending) };
@@ -252,11 +301,43 @@ impl Ending {
     /// The sources of `task` are those of a [`product`]; no other thread writes these rows.
     pub unsafe fn write(&self, task: &Task<'_>, rows: Range<usize>, first: usize, sums: &mut [[f32; ROWS]]) {
         let m = task.arg(0).dims[1];
-        // SAFETY: bias and residual are f32 (the graph was made so).
-        let rest: [&[f32]; 2] = unsafe { [2, 3].map(|i| task.arg(i).values()) };
-        let bias = if self.has_bias { rest[0] } else { &[] };
-        let residual = if self.has_residual { rest[usize::from(self.has_bias)] } else { &[] };
-        if let Some(bias) = bias.get(rows.clone()) {
+        // SAFETY: by this function's contract.
+        unsafe { self.finish(task, &rows, sums) };
+        let last = task.arg(2 + usize::from(self.has_bias));
+        // SAFETY: a residual is f32 (the graph was made so).
+        let residual: &[f32] = unsafe { if self.has_residual { last.values() } else { &[] } };
+        for (column, values) in (first..).zip(sums) {
+            let first = column * m + rows.start;
+            if let Some(residual) = residual.get(first..first + rows.len()) {
+                values.iter_mut().zip(residual).for_each(|(value, r)| *value += r);
+            }
+            // SAFETY: by this function's contract.
+            unsafe { task.out(first, rows.len()) }.copy_from_slice(&values[..rows.len()]);
+        }
+    }
+
+    /// Adds bias, applies the activation, and rounds the columns from `first` on into the block of the result that `rows` are.
+    ///
+    /// # Safety
+    /// The sources of `task` are those of [`product_columns`]; no other thread writes these rows.
+    unsafe fn pack(&self, task: &Task<'_>, rows: Range<usize>, first: usize, sums: &mut [[f32; ROWS]]) {
+        let n_blocks = task.arg(0).dims[1].div_ceil(DEPTH);
+        // SAFETY: by this function's contract; a ColumnBlock is numbers only. `inner_of` has seen what the CPU needs.
+        unsafe {
+            self.finish(task, &rows, sums);
+            let block: &mut [ColumnBlock] = task.out(first / COLUMNS * n_blocks + rows.start / DEPTH, 1);
+            for j in 0..COLUMNS {
+                let (bytes, scale) = sums.get(j).map_or(([0; DEPTH], 0.0), |values| (self.inner.to_int8)(values));
+                block[0].put(j, &bytes, scale);
+            }
+        }
+    }
+
+    /// # Safety
+    /// The sources of `task` are those of a product.
+    unsafe fn finish(&self, task: &Task<'_>, rows: &Range<usize>, sums: &mut [[f32; ROWS]]) {
+        // SAFETY: by this function's contract.
+        if let Some(bias) = unsafe { self.bias(task) }.get(rows.clone()) {
             for column in &mut *sums {
                 column.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
             }
@@ -266,13 +347,14 @@ impl Ending {
             // SAFETY: `inner_of` has seen what the CPU needs.
             Activation::Gelu => unsafe { (self.inner.gelu)(sums) },
         }
-        for (column, values) in (first..).zip(sums) {
-            let first = column * m + rows.start;
-            if let Some(residual) = residual.get(first..first + rows.len()) {
-                values.iter_mut().zip(residual).for_each(|(value, r)| *value += r);
-            }
-            // SAFETY: by this function's contract.
-            unsafe { task.out(first, rows.len()) }.copy_from_slice(&values[..rows.len()]);
-        }
+    }
+
+    /// One value a row; none at all without.
+    ///
+    /// # Safety
+    /// The sources of `task` are those of a product.
+    pub unsafe fn bias<'a>(&self, task: &Task<'a>) -> &'a [f32] {
+        // SAFETY: a bias is f32 (the graph was made so).
+        if self.has_bias { unsafe { task.arg(2).values() } } else { &[] }
     }
 }

@@ -218,6 +218,45 @@ fn norm_and_gelu_of(how: Kernels) {
     }
 }
 
+/// Columns that a product gives are those that [`columns`] makes of its values, to the last bit.
+#[test]
+fn columns_of_a_product_are_those_of_its_values() {
+    available().for_each(columns_of_a_product_of);
+}
+
+fn columns_of_a_product_of(how: Kernels) {
+    let mut random = Random(6);
+    for i in 0..60 {
+        let types = [TYPES[i % TYPES.len()], TYPES[random.below(TYPES.len())]];
+        let depth = |random: &mut Random, ty: GgmlType| (1 + random.below(3)) * 256.max(ty.block_size() as usize);
+        let (k, k_next) = (depth(&mut random, types[0]), depth(&mut random, types[1]));
+        // The next one's rows may go on behind the columns.
+        let m = k_next - random.below(k_next.min(200));
+        let (m_next, n) = (1 + random.below(100), 1 + random.below(70));
+        let mut file = File::default();
+        file.add(types[0], &[k, m], &weights(&mut random, types[0], k, m).0);
+        file.add(types[1], &[k_next, m_next], &weights(&mut random, types[1], k_next, m_next).0);
+        file.floats(&[k, n], &random.values(k * n));
+        file.floats(&[m], &random.values(m));
+        let (has_bias, n_threads) = (random.below(2) == 0, 1 + random.below(5));
+        let activation = [Activation::None, Activation::Gelu][random.below(2)];
+        fn finish(bias: Tensor<'_>, has_bias: bool, activation: Activation) -> Finish<'_> {
+            Finish { bias: has_bias.then_some(bias), activation, residual: None }
+        }
+        let got = file.compute(n_threads, |c, t| {
+            let between =
+                product_columns(c, how, t[0], columns(c, how, t[2], None), n, finish(t[3], has_bias, activation));
+            product(c, how, t[1], between, n, NONE)
+        });
+        let want = file.compute(n_threads, |c, t| {
+            let between = product(c, how, t[0], columns(c, how, t[2], None), n, finish(t[3], has_bias, activation));
+            product(c, how, t[1], columns(c, how, between, None), n, NONE)
+        });
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&got), bits(&want), "{how:?}: {types:?}, {k} {m} {k_next} {m_next} {n} {activation:?}");
+    }
+}
+
 fn distance(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let sum = |of: &dyn Fn(usize) -> f32| (0..got.len()).map(|i| f64::from(of(i)).powi(2)).sum::<f64>();

@@ -5,13 +5,14 @@
 //! panels of 32 rows, and of those as much of the depth at a time as its caches hold: each 32 columns of it are read from memory that
 //! is far away once for all the panels.
 
+use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::amx::{self, SIDE, Shapes, Sums, TILE_ROWS, Tile, Tiles};
-use super::avx512::load;
+use super::avx512::{self, load};
 use super::panel::{DEPTH, ROWS};
-use super::product::{Ending, Input, Weights};
-use super::unpack;
+use super::product::{Ending, Input, Target, Weights};
+use super::{Activation, unpack};
 use crate::ggml::{Context, Custom, Operand, Share, Task, Tensor};
 use crate::quant::GgmlType;
 
@@ -107,6 +108,22 @@ impl Room {
         columns: &[Tiles],
         mut ending: impl FnMut(Range<usize>, usize, &mut [[f32; ROWS]; SIDE]),
     ) {
+        let mut turned = [[0.0; ROWS]; SIDE];
+        self.add_up(w, i, columns, |rows, first, sums| {
+            // SAFETY: a CPU with AMX has AVX-512.
+            unsafe { amx::transpose(sums, &mut turned) };
+            ending(rows, first, &mut turned);
+        });
+    }
+
+    /// The same, but for their order.
+    fn add_up(
+        &mut self,
+        w: Weights<'_>,
+        i: usize,
+        columns: &[Tiles],
+        mut ending: impl FnMut(Range<usize>, usize, &Sums),
+    ) {
         let first = i * self.n_rows();
         let panels =
             (first..w.n_rows.min(first + self.n_rows())).step_by(ROWS).map(|row| row..w.n_rows.min(row + ROWS));
@@ -127,13 +144,8 @@ impl Room {
                 }
             }
         }
-        let mut turned = [[0.0; ROWS]; SIDE];
         for (j, sums) in self.sums.chunks_exact(self.n_panels).enumerate() {
-            for (rows, sums) in panels.clone().zip(sums) {
-                // SAFETY: a CPU with AMX has AVX-512.
-                unsafe { amx::transpose(sums, &mut turned) };
-                ending(rows, j * SIDE, &mut turned);
-            }
+            panels.clone().zip(sums).for_each(|(rows, sums)| ending(rows, j * SIDE, sums));
         }
     }
 }
@@ -158,15 +170,9 @@ impl Custom for Pack {
         let n_bytes = k.div_ceil(DEPTH) * size_of::<Tiles>();
         // SAFETY: inputs and norms are f32 (the graph was made so).
         let mut input = unsafe { Input::of(task, self.eps) };
-        // SAFETY: no bytes.
-        let start = unsafe { task.out::<u8>(0, 0) }.as_ptr().align_offset(ALIGNMENT);
         for group in self.share.take(n.div_ceil(SIDE), task.n_threads) {
-            // SAFETY: a group belongs to the one thread that took it; tiles are bytes, and begin where they are aligned.
-            unsafe {
-                let bytes: &mut [u8] = task.out(start + group * n_bytes, n_bytes);
-                let tiles = std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), n_bytes / size_of::<Tiles>());
-                pack(&mut input, group, tiles);
-            }
+            // SAFETY: a group belongs to the one thread that took it. The CPU has what it takes.
+            unsafe { pack(&mut input, group, written(task, group * n_bytes, n_bytes / size_of::<Tiles>())) };
         }
     }
 }
@@ -175,6 +181,7 @@ impl Custom for Pack {
 pub struct Product {
     pub ty: GgmlType,
     pub ending: Ending,
+    pub target: Target,
     pub share: Share,
 }
 
@@ -183,15 +190,60 @@ impl Custom for Product {
         let (w, n_columns) = (task.arg(0), self.ending.n_columns);
         let weights = Weights { ty: self.ty, bytes: w.bytes, stride: w.strides[1], n_rows: w.dims[1] };
         let columns = tiles(task.arg(1));
-        // SAFETY: `inner_of` has seen what the CPU needs.
-        let mut room = unsafe { Room::new(weights.n_rows, n_columns, task.n_threads) };
+        // SAFETY: `inner_of` has seen what the CPU needs; the bias is one value a row.
+        let (mut room, bias) =
+            unsafe { (Room::new(weights.n_rows, n_columns, task.n_threads), self.ending.bias(task)) };
+        let n_bytes = weights.n_rows.div_ceil(DEPTH) * size_of::<Tiles>();
         for i in self.share.take(weights.n_rows.div_ceil(room.n_rows()), task.n_threads) {
-            room.multiply(weights, i, columns, |rows, first, sums| {
-                let n = SIDE.min(n_columns - first);
-                // SAFETY: these rows belong to the one thread that took the share.
-                unsafe { self.ending.write(task, rows, first, &mut sums[..n]) };
-            });
+            match self.target {
+                Target::Values => room.multiply(weights, i, columns, |rows, first, sums| {
+                    let n = SIDE.min(n_columns - first);
+                    // SAFETY: these rows belong to the one thread that took the share.
+                    unsafe { self.ending.write(task, rows, first, &mut sums[..n]) };
+                }),
+                Target::Columns => room.add_up(weights, i, columns, |rows, first, sums| {
+                    let at = first / SIDE * n_bytes + rows.start / DEPTH * size_of::<Tiles>();
+                    let bias = bias.get(rows).unwrap_or(&[]);
+                    // SAFETY: as above; the CPU has it.
+                    unsafe { to_columns(sums, bias, self.ending.activation, &mut written(task, at, 1)[0]) };
+                }),
+            }
         }
+    }
+}
+
+/// Adds bias, applies the activation, and rounds 32 rows of sums to bf16: they stand on the right in the next product, as they lie.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn to_columns(sums: &Sums, bias: &[f32], activation: Activation, tiles: &mut Tiles) {
+    for pair in 0..TILE_ROWS {
+        for (half, tile) in tiles.iter_mut().enumerate() {
+            let mut lines = [_mm512_setzero_ps(); 2];
+            for (row, line) in (2 * pair..).zip(&mut lines) {
+                let bias = bias.get(row).copied().unwrap_or(0.0);
+                let sum = _mm512_add_ps(load(&sums.0[row], half), _mm512_set1_ps(bias));
+                *line = if activation == Activation::Gelu { avx512::gelu_of(sum) } else { sum };
+            }
+            let line = amx::interleaved(lines[0], lines[1]);
+            // SAFETY: a row of a tile is 64 bytes.
+            unsafe { _mm512_storeu_si512(tile.0[pair].as_mut_ptr().cast(), line) };
+        }
+    }
+}
+
+/// `n` tiles of the result, `at` bytes behind the first.
+///
+/// # Safety
+/// No other thread has or gets them.
+#[allow(clippy::mut_from_ref)]
+unsafe fn written<'a>(task: &'a Task<'_>, at: usize, n: usize) -> &'a mut [Tiles] {
+    // SAFETY: no bytes; then by this function's contract. Tiles are bytes, and begin where they are aligned.
+    unsafe {
+        let start = task.out::<u8>(0, 0).as_ptr().align_offset(ALIGNMENT);
+        let bytes: &mut [u8] = task.out(start + at, n * size_of::<Tiles>());
+        std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), n)
     }
 }
 

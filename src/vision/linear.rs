@@ -61,6 +61,18 @@ impl<'c> Product<'c> {
         };
         residual.map_or(value, |residual| c.add(residual, value))
     }
+
+    /// `next` of the result of `x`. Where kernels of ours compute both, what is in between never is in memory as f32.
+    pub fn then(self, c: &'c Context<'_>, how: Kernels, x: Tensor<'c>, next: Product<'c>) -> Tensor<'c> {
+        let is_ours = |product: &Product<'c>| product.weight.ty().is_some_and(|ty| how.multiply(ty));
+        if !is_ours(&self) || !is_ours(&next) || self.finish.residual.is_some() || next.norm.is_some() {
+            return next.with(c, how, self.with(c, how, x));
+        }
+        let n = x.dims()[1];
+        let columns = kernels::columns(c, how, x, self.norm);
+        let columns = kernels::product_columns(c, how, self.weight, columns, n, self.finish);
+        kernels::product(c, how, next.weight, columns, n, next.finish)
+    }
 }
 
 /// LayerNorm along ne0, `w` being (weight, bias).

@@ -33,6 +33,6 @@ pub(super) fn layer<'c>(
     let qkv = Product::linear(w.qkv).after_norm(w.ln1, h.eps).with(c, how.kernels, x);
     let [q, k, v] = [0, 1, 2].map(|part| c.view_heads(qkv, part * h.n_embd, d_head, h.n_head));
     let x = Product::linear(w.out).plus(x).with(c, how.kernels, attention(c, how, q, k, v));
-    let up = Product::linear(w.up).after_norm(w.ln2, h.eps).gelu().with(c, how.kernels, x);
-    Product::linear(w.down).plus(x).with(c, how.kernels, up)
+    let up = Product::linear(w.up).after_norm(w.ln2, h.eps).gelu();
+    up.then(c, how.kernels, x, Product::linear(w.down).plus(x))
 }
