@@ -12,7 +12,7 @@ use qvl::text::TextHparams;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::super::args::{BenchArgs, GpuLayers, ModelArgs, Pictured, kv_type};
+use super::super::args::{BenchArgs, GpuLayers, ModelArgs, Pictured, RopeMode, kv_type};
 use super::super::asked::Asked;
 use super::super::mmproj::Mmproj;
 use super::super::pipeline;
@@ -281,6 +281,7 @@ fn settings(args: &BenchArgs) -> Map<String, Value> {
         ("device", json!(c.device.join(","))),
         ("vision_device", json!((!args.text_only).then_some(&c.vision_device))),
         ("rpc", json!((!c.rpc.is_empty()).then(|| c.rpc.join(",")))),
+        ("rope", json!((c.rope == RopeMode::Exact).then_some("exact"))),
         ("gpu_layers", gpu_layers),
         ("repack", json!(name(c.repack.to_possible_value()))),
         ("weights", json!(load)),
