@@ -4,6 +4,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
 
 use indicatif::ProgressBar;
 use qvl::error::{Error, ErrorKind, Result};
@@ -65,8 +66,10 @@ pub fn write_file(
 ) -> Result<()> {
     let blocks: Vec<Block> = plan.tensors.iter().enumerate().flat_map(|(i, t)| blocks_of(i, t)).collect();
     let (sender, receiver) = sync_channel::<Vec<Made>>(1);
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || write_in_order(run.progress, layout, receiver, out, checksum));
+    thread::scope(|scope| {
+        let writer = thread::Builder::new()
+            .spawn_scoped(scope, move || write_in_order(run.progress, layout, receiver, out, checksum))
+            .map_err(|e| Error::memory("cannot start a thread").because(e))?;
         let made = blocks.chunks(BLOCKS_A_THREAD * run.pool.current_num_threads()).try_for_each(|wave| {
             let wave =
                 run.pool.install(|| wave.par_iter().map(|b| make(run, plan, layout, b)).collect::<Result<_>>())?;
@@ -75,7 +78,10 @@ pub fn write_file(
         });
         drop(sender);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        written.map_err(|e| Error::other("cannot write the file").because(e).at(path))?;
+        written.map_err(|e| match e.kind() {
+            std::io::ErrorKind::OutOfMemory => Error::memory("cannot start a thread").because(e),
+            _ => Error::other("cannot write the file").because(e).at(path),
+        })?;
         made
     })
 }
@@ -131,9 +137,11 @@ fn write_in_order(
     out.write_all(&layout.header)?;
     let mut at = layout.header.len() as u64;
     for wave in waves {
-        std::thread::scope(|scope| -> std::io::Result<()> {
+        thread::scope(|scope| -> std::io::Result<()> {
             // Beside the writing, not in front of it: where little is to be computed, the one takes as long as the other.
-            scope.spawn(|| wave.iter().for_each(|made| checksum.update(&made.bytes)));
+            thread::Builder::new()
+                .spawn_scoped(scope, || wave.iter().for_each(|made| checksum.update(&made.bytes)))
+                .map_err(|e| std::io::Error::new(std::io::ErrorKind::OutOfMemory, e))?;
             for made in &wave {
                 if let Some(offset) = made.offset {
                     at += write_zeros(&mut out, offset - at)?;

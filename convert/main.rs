@@ -51,7 +51,7 @@ use args::Asked;
 static ALLOCATOR: qvl::memory::Allocator = qvl::memory::Allocator;
 
 fn main() -> ExitCode {
-    qvl::ends::explained(run)
+    qvl::ends::explained(run, "take fewer threads (-j)")
 }
 
 fn run() -> ExitCode {

@@ -10,10 +10,10 @@ use crate::error::{Error, ErrorKind};
 use crate::{ggml, mmap};
 
 /// Runs a program's `main`. A mapped file that becomes shorter, an `abort()` of a library and a panic end it with a message
-/// from here on; the last two are bugs, which the message says.
-pub fn explained(main: fn() -> ExitCode) -> ExitCode {
+/// from here on; the last two are bugs, which the message says. `advice` is what it says where there is no memory.
+pub fn explained(main: fn() -> ExitCode, advice: &'static str) -> ExitCode {
     mmap::explain_faults();
-    ggml::explain_aborts();
+    ggml::explain_aborts(advice);
     set_hook(Box::new(tell));
     catch_unwind(main).unwrap_or(ExitCode::from(ErrorKind::Other.exit_code()))
 }
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn ends() {
         if std::env::var_os(PANICS).is_some() {
-            let code = explained(panics);
+            let code = explained(panics, "take less");
             std::process::exit(if code == ExitCode::from(1) { 41 } else { 42 });
         }
     }

@@ -8,5 +8,6 @@ use std::process::ExitCode;
 static ALLOCATOR: qvl::memory::Allocator = qvl::memory::Allocator;
 
 fn main() -> ExitCode {
-    qvl::ends::explained(cli::main)
+    const ADVICE: &str = "take a smaller context (-c), caches of 8 bits (-ctk q8_0 -ctv q8_0) or smaller weights";
+    qvl::ends::explained(cli::main, ADVICE)
 }

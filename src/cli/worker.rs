@@ -39,7 +39,9 @@ pub fn run(args: &WorkerArgs, quiet: bool) -> Result<()> {
     let n_threads = args.threads.map_or_else(num_cpus::get_physical, usize::from);
     let cache = args.weights_cache.clone();
     // ggml's loop never looks whether it should end.
-    let server = thread::spawn(move || Device::serve(&devices, &endpoint, cache.as_deref(), n_threads));
+    let server = thread::Builder::new()
+        .spawn(move || Device::serve(&devices, &endpoint, cache.as_deref(), n_threads))
+        .map_err(|e| Error::memory("cannot start a thread").because(e))?;
     loop {
         if STOP.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted"));

@@ -2,6 +2,7 @@
 //! backtrace. A net below the proofs of every header, not in their place: what it says is a bug, unless memory ran out.
 
 use std::ffi::{CStr, c_char};
+use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as sys;
 
@@ -9,8 +10,10 @@ use crate::error::ErrorKind;
 
 /// From now on the process ends with one line on stderr and exit code 5 where C++ gets no memory, 1 where an assertion of ggml
 /// fails, a library calls `abort()`, or the program was built for another CPU and comes to an instruction that this one lacks.
-/// There is no way back: C has nothing to return to.
-pub fn explain_aborts() {
+/// There is no way back: C has nothing to return to. `advice` says what to do where there is no memory.
+pub fn explain_aborts(advice: &'static str) {
+    // Once a process; a second one has nothing else to say.
+    let _ = ADVICE.set(advice);
     // SAFETY: the callback is a plain function that may be called from any thread; ggml keeps it for good.
     unsafe { sys::ggml_set_abort_callback(Some(assertion_failed)) };
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -58,10 +61,13 @@ unsafe extern "C" fn assertion_failed(message: *const c_char) {
     )
 }
 
+/// What to do where there is no memory.
+static ADVICE: OnceLock<&str> = OnceLock::new();
+
 /// Ends the process for lack of memory, wherever that shows.
 pub extern "C" fn no_memory() {
-    const MESSAGE: &[u8] = b"error: out of memory; take a smaller context (-c), caches of 8 bits (-ctk q8_0 -ctv q8_0) or smaller weights\n";
-    end(&[MESSAGE], ErrorKind::Memory)
+    let advice = ADVICE.get().copied().unwrap_or("close other programs");
+    end(&[b"error: out of memory; ", advice.as_bytes(), b"\n"], ErrorKind::Memory)
 }
 
 #[cfg(unix)]
@@ -109,7 +115,7 @@ mod tests {
     #[test]
     fn stops() {
         let Ok(how) = std::env::var(END) else { return };
-        explain_aborts();
+        explain_aborts("take less");
         match how.as_str() {
             // SAFETY: they are terminated strings without a placeholder.
             "ggml" => unsafe {
@@ -140,7 +146,7 @@ mod tests {
         };
         let bug = "error: memory ran out, or this is a bug: please report it: ggml stopped at ops.cpp:7: GGML_ASSERT(a == b) failed";
         check("ggml", 1, bug);
-        let memory = "error: out of memory; take a smaller context (-c), caches of 8 bits (-ctk q8_0 -ctv q8_0) or smaller weights";
+        let memory = "error: out of memory; take less";
         check("memory", 5, memory);
         let worker = "error: a machine of --rpc has gone away, or what listens there is no qvl worker of this version";
         check("worker", 1, worker);
