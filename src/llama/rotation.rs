@@ -36,7 +36,7 @@ pub struct RotatedRows<'a> {
 pub struct Rotation {
     /// Exactly, by the CPU: called for the queries and the keys of each layer.
     pub rows: Box<dyn FnMut(RotatedRows<'_>)>,
-    /// What a device that has a layer does itself; where there is nothing, the CPU rotates its rows, too: a stop and two copies,
+    /// What a device that has a layer does itself; where there is nothing, the CPU rotates its rows, too: a stop and three copies,
     /// twice a layer.
     pub on_device: Option<Formula>,
 }
@@ -95,18 +95,14 @@ impl Hook {
     }
 
     /// Lets the device that computes `node` rotate, where it can. Whether it does.
-    fn leave_to_device(&mut self, node: &mut sys::ggml_tensor) -> bool {
+    fn leave_to_device(&self, node: &mut sys::ggml_tensor, which: Rotated) -> bool {
         // SAFETY: a buffer that is not null is valid while its node runs. What lies in the machine's memory, the CPU computes.
         let is_on_device = !node.buffer.is_null() && unsafe { !sys::ggml_backend_buffer_is_host(node.buffer) };
         let Some(formula) = self.rotation.on_device.as_ref().filter(|_| is_on_device) else { return false };
-        let factor = match rotated(node) {
-            Some(Rotated::Queries) => self.factor,
-            Some(Rotated::Keys) => Some(1.0),
-            None => None,
-        };
-        // Nodes are computed again for the next token, with what they were given.
-        let (scale, factor_or_1) = if factor.is_some() { (1.0, factor.unwrap_or(1.0)) } else { (NO_ROTATION, 1.0) };
-        for (at, value) in [(BASE, formula.base), (SCALE, scale), (FACTOR, factor_or_1)] {
+        let factor = if which == Rotated::Queries { self.factor } else { Some(1.0) };
+        // In either case: nodes are computed again for the next token, with what they were given.
+        let (scale, by) = factor.map_or((NO_ROTATION, 1.0), |factor| (1.0, factor));
+        for (at, value) in [(BASE, formula.base), (SCALE, scale), (FACTOR, by)] {
             node.op_params[at] = value.to_bits().cast_signed();
         }
         factor.is_some()
@@ -158,7 +154,7 @@ pub(super) unsafe extern "C" fn at_node(node: *mut sys::ggml_tensor, ask: bool, 
     }
     let Some(which) = rotated(node) else { return true };
     if ask {
-        let is_left = hook.leave_to_device(node);
+        let is_left = hook.leave_to_device(node, which);
         hook.n_seen += usize::from(is_left);
         return !is_left;
     }

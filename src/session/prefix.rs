@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::llama::{FlashAttention, ModelParams};
 use crate::prompt::Prompt;
 use crate::quant::GgmlType;
-use crate::text::alpha;
+use crate::text::{Rope, alpha};
 
 use super::line::{Mark, Seen, fitting_line};
 use super::{Session, SessionSettings, Snapshot, TextFile};
@@ -56,6 +56,8 @@ impl Prefix {
             hash.update(format!("{ty} "));
         }
         hash.update([u8::from(settings.flash == FlashAttention::On)]);
+        // What devices rotate themselves differs in its last bits.
+        hash.update([u8::from(settings.rope == Rope::Exact)]);
         // Batches of other sizes are summed in another order.
         let n_batch = settings.n_batch.clamp(1, n);
         hash.update((n_batch as u64).to_le_bytes());
