@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind};
-use crate::{ggml, mmap};
+use crate::{ggml, image, mmap};
 
 /// Runs a program's `main`. A mapped file that becomes shorter, an `abort()` of a library and a panic end it with a message
 /// from here on; the last two are bugs, which the message says. `advice` is what it says where there is no memory.
@@ -18,10 +18,10 @@ pub fn explained(main: fn() -> ExitCode, advice: &'static str) -> ExitCode {
     catch_unwind(main).unwrap_or(ExitCode::from(ErrorKind::Other.exit_code()))
 }
 
-/// Says it once: where one thread panics, those that wait for it do as well.
+/// Says it once: where one thread panics, those that wait for it do as well. A picture's decoder may: its picture is damaged.
 fn tell(panic: &PanicHookInfo<'_>) {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    if TOLD.swap(true, Ordering::Relaxed) {
+    if image::is_contained() || TOLD.swap(true, Ordering::Relaxed) {
         return;
     }
     // The path on the machine that built it is of no use.

@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| qvl_fuzz::fuzz::target("source")(data));
+libfuzzer_sys::fuzz_target!(init: qvl_fuzz::contain(), |data: &[u8]| qvl_fuzz::fuzz::target("source")(data));

@@ -32,3 +32,13 @@ mod recipe;
 mod types;
 #[path = "../../convert/vocab.rs"]
 mod vocab;
+
+/// Lets panics of picture decoders be what they are in the program, errors: libFuzzer would end at them.
+pub fn contain() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !qvl::image::is_contained() {
+            hook(panic);
+        }
+    }));
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use ::image::metadata::Orientation as Turn;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
+use super::contained::contained;
 use super::refuse::{MAX_PIXELS, check_size, unknown};
 use super::source::{MAX_FILE_BYTES, read_whole};
 use super::{Orientation, Picture, colour, jpeg};
@@ -33,17 +34,17 @@ pub fn load(path: &Path, orientation: Orientation) -> Result<Picture> {
 /// the header, before pixels are allocated). Cost: the pixels once, twice while the colour mode is changed or it is turned.
 pub fn decode(bytes: &[u8], orientation: Orientation) -> Result<Picture> {
     let format = ::image::guess_format(bytes).map_err(|_| unknown(bytes))?;
-    let (image, exif_turn) = match format {
-        ImageFormat::Jpeg => decode_jpeg(bytes)?,
+    let (image, exif_turn) = contained(|| match format {
+        ImageFormat::Jpeg => decode_jpeg(bytes),
         ImageFormat::Png
         | ImageFormat::WebP
         | ImageFormat::Gif
         | ImageFormat::Bmp
         | ImageFormat::Tiff
         | ImageFormat::Pnm
-        | ImageFormat::Qoi => decode_other(bytes, format)?,
-        _ => return Err(unknown(bytes)),
-    };
+        | ImageFormat::Qoi => decode_other(bytes, format),
+        _ => Err(unknown(bytes)),
+    })?;
     // Pillow turns a TIFF while loading it, so "as stored" is upright there.
     let turn = match orientation {
         Orientation::AsStored if format != ImageFormat::Tiff => Turn::NoTransforms,

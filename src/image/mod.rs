@@ -6,6 +6,7 @@
 //! back to a file, [`encode`], is for people.
 
 mod colour;
+mod contained;
 mod decode;
 mod encode;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod source;
 mod taps;
 mod uri;
 
+pub use contained::is_contained;
 pub use decode::{decode, load};
 pub use encode::{FileFormat, encode};
 pub use listing::files_in;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use crate::support::{picture, q8_0, qvl, run, temp_dir};
 
 fn check(path: &Path, expect: &str) {
@@ -34,6 +36,23 @@ fn files_that_are_no_pictures() {
     check_bytes(b"qoif\xff\xff\xff\xff\xff\xff\xff\xff\x03\0", "picture.png");
     check_bytes(&std::fs::read(picture()).unwrap()[..60], "picture.png");
     check_bytes(&std::fs::read(&q8_0().mmproj).unwrap(), "not a picture");
+}
+
+/// A decoder panics at it (found by fuzzing): a damaged picture like others, and a batch goes on behind it.
+#[test]
+fn a_picture_that_stops_its_decoder() {
+    let bad = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/findings/picture/scans.jpg");
+    check(&bad, "damaged");
+    let dir = temp_dir();
+    let (items, out) = (dir.path().join("items.jsonl"), dir.path().join("answers.jsonl"));
+    let line = |image: &Path| json!({"image": image, "prompt": "hi"}).to_string();
+    std::fs::write(&items, format!("{}\n{}\n", line(&bad), line(&picture()))).unwrap();
+    let mut command = qvl();
+    command.args(["batch", "-q", "-n", "1", "-m"]).arg(&q8_0().text).arg("-o").arg(&out).arg(&items);
+    let outcome = run(&mut command);
+    let answers = std::fs::read_to_string(&out).unwrap();
+    assert!(answers.contains("damaged") && answers.lines().count() == 2, "{answers} {}", outcome.stderr);
+    assert!(answers.lines().nth(1).unwrap().contains("\"text\""), "{answers}");
 }
 
 #[test]
