@@ -184,6 +184,15 @@ pub fn to_pairs(low: __m512, high: __m512) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
+/// Rounded to bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn rounded(values: __m512) -> __m512 {
+    // SAFETY: both are 32 bytes of any bits.
+    let halves = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
 /// Pairs of consecutive values; 32 of them are 16 pairs.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub fn to_bf16(values: &[f32], pairs: &mut [u32]) {

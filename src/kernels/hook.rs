@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{few, many, row};
+use super::{few, many, prompt_attention, row};
 use crate::quant::GgmlType;
 
 /// ggml's `ggml_compute_params`; a test would fail if it were another one.
@@ -229,9 +229,15 @@ unsafe extern "C" fn work_size(
     // SAFETY: called by ggml with a node of a graph that it plans, and its size. ggml promises not to change the node; the parameter that is
     // set here belongs to no operation of its own.
     unsafe {
+        let mark = |mark| (&raw mut (*op.cast_mut()).op_params[MARK]).write(mark);
+        if (*op).op == sys::GGML_OP_FLASH_ATTN_EXT {
+            mark(if prompt_attention::is_planned(&*op) { prompt_attention::MARK } else { 0 });
+            // Ours has room of its own.
+            return false;
+        }
         let Some(node) = Node::of(&*op) else { return false };
         let plan = many::plan(&node);
-        (&raw mut (*op.cast_mut()).op_params[MARK]).write(plan.as_ref().map_or(0, |plan| plan.mark));
+        mark(plan.as_ref().map_or(0, |plan| plan.mark));
         plan.is_some_and(|plan| {
             *size = plan.n_bytes;
             true
@@ -239,7 +245,7 @@ unsafe extern "C" fn work_size(
     }
 }
 
-/// Where a product is marked that is planned for many columns: ggml uses the first two.
+/// Where a node is marked that is planned to be ours, a product with many columns or an attention: ggml uses the first ones.
 const MARK: usize = 15;
 
 /// What ggml calls before it computes a node itself, on every thread.
@@ -247,7 +253,13 @@ unsafe extern "C" fn compute(_: *const Object<TraitsMethods>, params: *mut Param
     // SAFETY: called by ggml with a node of the graph that it computes.
     unsafe {
         let params = &*params;
-        let Some(node) = Node::of(&*op).filter(|_| !params.use_ref) else { return false };
+        if params.use_ref {
+            return false;
+        }
+        if (*op).op == sys::GGML_OP_FLASH_ATTN_EXT {
+            return (*op).op_params[MARK] == prompt_attention::MARK && prompt_attention::compute(&*op, params);
+        }
+        let Some(node) = Node::of(&*op) else { return false };
         if let Some(product) = row::Product::of(&node, params) {
             product.compute(params);
             return true;

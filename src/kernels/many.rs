@@ -34,7 +34,7 @@ pub fn set(kernels: Kernels) {
 }
 
 /// Those that were set, or the best of this CPU.
-fn chosen() -> Kernels {
+pub fn chosen() -> Kernels {
     let which = usize::from(KERNELS.load(Ordering::Relaxed));
     Kernels::ALL.get(which).copied().unwrap_or_else(Kernels::detect)
 }
@@ -47,16 +47,16 @@ fn columns_bytes(kernels: Kernels, k: usize, n_columns: usize) -> usize {
     }
 }
 
-/// Bytes that products of at most so many rows with so many columns of at most `k` values take beside their results; none where they are
-/// ggml's.
-pub fn room([k, n_rows, n_columns]: [usize; 3], n_threads: usize) -> Option<usize> {
+/// Bytes that products of at most so many rows with so many columns of at most `k` values take beside their results: the columns, and what
+/// each thread has. None where they are ggml's.
+pub fn room([k, n_rows, n_columns]: [usize; 3], n_threads: usize) -> Option<(usize, usize)> {
     let kernels = chosen();
     let a_thread = match kernels {
         Kernels::Ggml => return None,
         Kernels::Amx => Room::bytes_of(n_rows, n_columns, n_threads),
         _ => k / DEPTH * size_of::<PanelBlock>(),
     };
-    Some(columns_bytes(kernels, k, n_columns) + n_threads * a_thread)
+    Some((columns_bytes(kernels, k, n_columns), a_thread))
 }
 
 /// What a node is planned to be.

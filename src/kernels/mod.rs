@@ -9,7 +9,7 @@
 //!
 //! And for text, in the place of ggml's (`hook`), on x86-64 Linux: weights times one column, for decoding, `row` multiplies at the speed of
 //! memory; times two to seven, `few` unpacks a row once for all; and prompts, eight columns and more, go through the vision tower's
-//! kernels (`many`).
+//! kernels (`many`). With AMX, attention of 32 queries and more is ours, too (`prompt_attention`).
 //!
 //! ggml's own operations are the fallback on every other CPU and for every other type, and the judge of correctness.
 #![allow(unsafe_code)]
@@ -34,6 +34,8 @@ mod neon;
 mod panel;
 mod portable;
 mod product;
+#[cfg(text_kernels)]
+mod prompt_attention;
 #[cfg(text_kernels)]
 mod row;
 #[cfg(test)]
@@ -249,7 +251,7 @@ pub fn few_columns_count() -> usize {
     0
 }
 
-/// Sets which kernels multiply quantised weights of a text model with eight and more columns, in this whole process and for all graphs that
+/// Sets which kernels read prompts: multiply quantised weights of a text model with eight and more columns, and attend, in this whole process and for all graphs that
 /// are planned from now on: those of [`Kernels::detect`] unless this says otherwise. Nothing where such products are ggml's in any case
 /// ([`multiplies_many_columns`]). Panics where they are not available.
 pub fn set_prompt_kernels(kernels: Kernels) {
@@ -259,16 +261,32 @@ pub fn set_prompt_kernels(kernels: Kernels) {
     let _ = kernels;
 }
 
-/// Bytes that products of a prompt take beside their results, `[k, rows, columns]` being the most of each, by the kernels that are set now;
-/// none where ggml plans them.
-pub fn prompt_room(dims: [usize; 3], n_threads: usize) -> Option<usize> {
+/// What reading a prompt takes beside results, in bytes, by the kernels that are set now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PromptRoom {
+    /// Columns as products read them; none where ggml plans them.
+    pub columns: Option<usize>,
+    /// What each thread has while it computes.
+    pub a_thread: usize,
+}
+
+/// That of a prompt of `n_columns` tokens: of products with quantised matrices, `[k, rows]` being the most of each, if there are any, and of
+/// attention with heads of so many values, if its cache is in f16.
+pub fn prompt_room(
+    matrices: Option<[usize; 2]>,
+    heads: Option<usize>,
+    n_columns: usize,
+    n_threads: usize,
+) -> PromptRoom {
     #[cfg(text_kernels)]
-    return multiplies_many_columns().then(|| many::room(dims, n_threads)).flatten();
-    #[cfg(not(text_kernels))]
-    {
-        let _ = (dims, n_threads);
-        None
+    if multiplies_many_columns() {
+        let products = matrices.and_then(|[k, n_rows]| many::room([k, n_rows, n_columns], n_threads));
+        let attention = heads.map_or(0, |d| prompt_attention::thread_bytes(d, n_columns));
+        let (columns, a_thread) = products.map_or((None, 0), |(columns, a_thread)| (Some(columns), a_thread));
+        return PromptRoom { columns, a_thread: a_thread.max(attention) };
     }
+    let _ = (matrices, heads, n_columns, n_threads);
+    PromptRoom::default()
 }
 
 /// Whether kernels of ours may multiply with many columns: on x86-64 Linux.
@@ -284,6 +302,14 @@ pub fn multiplies_many_columns() -> bool {
 pub fn many_columns_count() -> usize {
     #[cfg(text_kernels)]
     return many::COUNT.get();
+    #[cfg(not(text_kernels))]
+    0
+}
+
+/// As [`row_count`], of attention over prompts: on x86-64 Linux, on CPUs with AMX.
+pub fn prompt_attention_count() -> usize {
+    #[cfg(text_kernels)]
+    return prompt_attention::COUNT.get();
     #[cfg(not(text_kernels))]
     0
 }

@@ -262,4 +262,44 @@ mod tests {
             }
         }
     }
+
+    /// Tiles for AMX have the panel's values, rounded to bf16.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn tiles_hold_what_panels_hold() {
+        use crate::kernels::amx::{TILE_ROWS, Tile};
+        use crate::kernels::{Kernels, unpack};
+        use GgmlType::*;
+        if !Kernels::Avx512.is_available() {
+            return;
+        }
+        let bf16 = |x: f32| half::bf16::from_f32(x).to_bits();
+        for ty in [Q8_0, Q5_0, Q4_0, IQ4_NL, IQ4_XS, Q5_1, Q4_1, Q5_K, Q4_K, Q6_K] {
+            let form = Form::of(ty).expect("has a form");
+            let values: Vec<f32> =
+                (0..29 * N as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0).collect();
+            let row_bytes = ty.row_bytes(N as u64).expect("whole blocks") as usize;
+            let mut stored = vec![0; 29 * row_bytes];
+            quantize_rows(ty, &values, N, None, &mut stored);
+            let rows: Vec<&[u8]> = stored.chunks_exact(row_bytes).collect();
+            let mut panel = vec![PanelBlock::ZERO; N / DEPTH];
+            fill(&mut panel, ty, rows.iter().copied());
+            let (first, mut tiles) = (8, vec![[Tile([[7; 64]; TILE_ROWS]); 2]; N / DEPTH - 8]);
+            // SAFETY: it is available.
+            unsafe { unpack::widen(ty, &rows, first, &mut tiles) };
+            for (block, tiles) in panel[first..].iter().zip(&tiles) {
+                for (i, k) in (0..ROWS).flat_map(|i| (0..DEPTH).map(move |k| (i, k))) {
+                    let q = f32::from(block.bytes[k / 4][i][k % 4]) - 128.0;
+                    let want = match form {
+                        Form::Scale => q * block.scale[i],
+                        Form::Offset => q.mul_add(block.scale[i], block.other[i]),
+                        Form::Halves => q * if k < 16 { block.scale[i] } else { block.other[i] },
+                    };
+                    let row = &tiles[i / TILE_ROWS].0[i % TILE_ROWS];
+                    let got = u16::from_le_bytes([row[2 * k], row[2 * k + 1]]);
+                    assert_eq!(got, bf16(want), "{ty}: row {i}, value {k}: {want}");
+                }
+            }
+        }
+    }
 }

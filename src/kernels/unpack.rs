@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::amx::{self, TILE_ROWS, Tiles};
+use super::avx512;
 use super::panel::{DEPTH, Form, PanelBlock, ROWS, VALUES};
 use crate::quant::GgmlType;
 
@@ -53,8 +54,8 @@ pub unsafe fn fill(panel: &mut [PanelBlock], ty: GgmlType, rows: &[&[u8]]) {
 /// missing rows become zeros.
 ///
 /// # Safety
-/// [`is_available`], and AVX-512 F and BF16 with it.
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bf16")]
+/// [`is_available`], and AVX-512 F, BW and BF16 with it.
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512bf16")]
 pub unsafe fn widen(ty: GgmlType, rows: &[&[u8]], first: usize, tiles: &mut [Tiles]) {
     with_blocks!(ty, widen_with(rows, first, tiles))
 }
@@ -73,6 +74,8 @@ trait Blocks {
     const PARTS: usize;
     /// What the values of a part have in common.
     const FORM: Form;
+    /// Where a superblock has 32 bytes for each two parts, the low halves being the values of the first and the high ones those of the second.
+    const NIBBLES: Option<usize> = None;
 
     /// The values of the `j`-th part, 128 being zero.
     ///
@@ -118,7 +121,7 @@ fn fill_with<T: Blocks>(panel: &mut [PanelBlock], rows: &[&[u8]]) {
     }
 }
 
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bf16")]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512bf16")]
 fn widen_with<T: Blocks>(rows: &[&[u8]], first: usize, tiles: &mut [Tiles]) {
     for (b, tiles) in (first / T::PARTS..).zip(tiles.chunks_mut(T::PARTS)) {
         for row in 0..ROWS {
@@ -134,6 +137,18 @@ fn widen_with<T: Blocks>(rows: &[&[u8]], first: usize, tiles: &mut [Tiles]) {
             }
             // SAFETY: this function has the features.
             let [scales, others] = unsafe { T::scales(block) };
+            if let (Some(at), Some(tiles)) = (T::NIBBLES, <&mut [Tiles; PARTS]>::try_from(&mut *tiles).ok()) {
+                for j in (0..PARTS).step_by(2) {
+                    let [first, second] =
+                        two_parts(load(block, at + 16 * j), [0, 1].map(|i| (scales[j + i], others[j + i])));
+                    // SAFETY: a row of a tile is 64 bytes.
+                    unsafe {
+                        _mm512_storeu_si512(tiles[j][half].0[row_of_half].as_mut_ptr().cast(), first);
+                        _mm512_storeu_si512(tiles[j + 1][half].0[row_of_half].as_mut_ptr().cast(), second);
+                    }
+                }
+                continue;
+            }
             for (j, tiles) in tiles.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let values = _mm256_xor_si256(unsafe { T::values(block, j) }, bytes(128));
@@ -150,6 +165,21 @@ fn widen_with<T: Blocks>(rows: &[&[u8]], first: usize, tiles: &mut [Tiles]) {
             }
         }
     }
+}
+
+/// The values of two parts in bf16, `offset + scale · q`. Of 64 values only 32 are different: those are rounded, and looked up.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512bf16")]
+fn two_parts(nibbles: __m256i, parts: [(f32, f32); 2]) -> [__m512i; 2] {
+    let levels = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+    let [first, second] =
+        parts.map(|(scale, offset)| _mm512_fmadd_ps(levels, _mm512_set1_ps(scale), _mm512_set1_ps(offset)));
+    let rounded = avx512::to_pairs(first, second);
+    let quads = _mm512_cvtepu8_epi16(nibbles);
+    let low = _mm512_and_si512(quads, _mm512_set1_epi16(15));
+    // The second's are the upper half of the table.
+    let high = _mm512_or_si512(_mm512_srli_epi16::<4>(quads), _mm512_set1_epi16(16));
+    [_mm512_permutexvar_epi16(low, rounded), _mm512_permutexvar_epi16(high, rounded)]
 }
 
 /// Eight registers of eight 32-bit numbers.
@@ -180,12 +210,13 @@ fn transpose(rows: &[__m256i; 8]) -> [__m256i; 8] {
 
 /// Defines a type's blocks: values by `block` and `j`, scales by `block`.
 macro_rules! blocks {
-    ($name:ident, $form:ident, $bytes:literal, $parts:literal, |$block:ident, $j:ident| $values:expr, $scales:expr) => {
+    ($name:ident, $form:ident, $bytes:literal, $parts:literal, |$block:ident, $j:ident| $values:expr, $scales:expr $(, nibbles at $nibbles:literal)?) => {
         struct $name;
         impl Blocks for $name {
             const BYTES: usize = $bytes;
             const PARTS: usize = $parts;
             const FORM: Form = Form::$form;
+            $(const NIBBLES: Option<usize> = Some($nibbles);)?
 
             #[inline]
             #[target_feature(enable = "avx2,f16c")]
@@ -215,7 +246,8 @@ blocks!(
     144,
     8,
     |b, j| _mm256_or_si256(shifted(load(b, 16 + 32 * (j / 2)), 4 * (j % 2), 15), bytes(128)),
-    scales_and_offsets(b)
+    scales_and_offsets(b),
+    nibbles at 16
 );
 blocks!(
     Super5,

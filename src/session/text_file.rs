@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::gguf_file::GgufFile;
 use crate::kernels;
-use crate::llama::{Model, ModelParams};
+use crate::llama::{FlashAttention, Model, ModelParams};
 use crate::names::{text_tensor, vocab};
 use crate::quant::GgmlType;
 use crate::text::{self, TextHparams};
@@ -142,12 +142,17 @@ impl TextFile {
         self.is_all_k_quants
     }
 
-    /// Bytes that products of a prompt take with these settings where kernels of ours compute them, beyond what ggml plans for its own
+    /// Bytes that reading a prompt takes with these settings where kernels of ours do it, beyond what ggml plans for its own
     /// ([`SessionSettings::compute_bytes`]).
     pub fn prompt_bytes(&self, settings: &SessionSettings) -> u64 {
         let (n_rows, widest) = (settings.n_rows(), self.hparams.n_ff.max(self.hparams.n_embd));
-        let room = kernels::prompt_room([widest, widest, n_rows], settings.n_threads).filter(|_| self.is_quantised);
-        room.map_or(0, |bytes| bytes.saturating_sub(products_bytes(n_rows, widest)) as u64)
+        let matrices = self.is_quantised.then_some([widest; 2]);
+        let is_f16 = settings.type_k == GgmlType::F16 && settings.type_v == GgmlType::F16;
+        let heads = (is_f16 && settings.flash == FlashAttention::On).then_some(self.hparams.d_head());
+        let room = kernels::prompt_room(matrices, heads, n_rows, settings.n_threads);
+        let planned = products_bytes(n_rows, widest);
+        let columns = room.columns.unwrap_or(planned);
+        (columns + settings.n_threads * room.a_thread).saturating_sub(planned) as u64
     }
 
     /// Bytes of the output matrix and of the norm before it.
