@@ -49,12 +49,6 @@ impl MappedFile {
         self.modified
     }
 
-    /// Tells the system that the whole file will be wanted soon. A hint; failure is ignored.
-    pub fn will_need(&self) {
-        #[cfg(unix)]
-        let _ = self.map.advise(memmap2::Advice::WillNeed);
-    }
-
     /// Unmaps the file and asks the system to forget its pages too, which another process that maps it prevents. A hint;
     /// failure is ignored. Who wants the file again waits for the disk.
     pub fn forget(self) {
@@ -72,6 +66,29 @@ impl Deref for MappedFile {
     fn deref(&self) -> &[u8] {
         &self.map
     }
+}
+
+/// Brings files into the page cache, one after the other, while the caller goes on: who touches them in that order waits for the disk only where
+/// it is slower. A hint; failure is ignored. Linux alone.
+pub fn read_ahead(paths: Vec<PathBuf>) {
+    #[cfg(target_os = "linux")]
+    {
+        /// What the system is asked for at once: it takes no more of a wish than it would read ahead by itself, which is this much where nobody
+        /// has changed it.
+        const PART: u64 = 128 << 10;
+        let read = move || {
+            for file in paths.iter().filter_map(|path| File::open(path).ok()) {
+                let n_bytes = file.metadata().map_or(0, |metadata| metadata.len());
+                for at in (0..n_bytes).step_by(PART as usize) {
+                    let n = std::num::NonZeroU64::new(PART.min(n_bytes - at));
+                    let _ = rustix::fs::fadvise(&file, at, n, rustix::fs::Advice::WillNeed);
+                }
+            }
+        };
+        let _ = std::thread::Builder::new().name("read-ahead".to_owned()).spawn(read);
+    }
+    #[cfg(not(target_os = "linux"))]
+    drop(paths);
 }
 
 /// Opens what can be mapped. Errors as [`MappedFile::open`].
@@ -202,5 +219,49 @@ pub fn explain_faults() {
         let handler: extern "C" fn(libc::c_int) = explain;
         // SAFETY: the handler only calls what may be called there, and does not return.
         unsafe { libc::signal(libc::SIGBUS, handler as libc::sighandler_t) };
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Pages of a file that are in the page cache.
+    fn n_resident(file: &MappedFile) -> usize {
+        let mut pages = vec![0u8; file.len().div_ceil(rustix::param::page_size())];
+        // SAFETY: a mapping of so many pages, and a byte for each.
+        let code = unsafe { libc::mincore(file.as_ptr().cast_mut().cast(), file.len(), pages.as_mut_ptr()) };
+        assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
+        pages.iter().filter(|page| **page & 1 == 1).count()
+    }
+
+    /// On a disk. In a file system in memory there is nothing to be read.
+    #[test]
+    fn all_of_every_file_is_read_ahead() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files: Vec<_> = [(9 << 20) + 5, 1, 3 << 20]
+            .into_iter()
+            .enumerate()
+            .map(|(nth, n_bytes)| {
+                let path = dir.path().join(nth.to_string());
+                std::fs::write(&path, vec![nth as u8; n_bytes]).expect("written");
+                let file = File::open(&path).expect("opened");
+                file.sync_all().expect("on the disk");
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("forgotten");
+                MappedFile::open(&path).expect("mapped")
+            })
+            .collect();
+        let n_pages = |file: &MappedFile| file.len().div_ceil(rustix::param::page_size());
+        read_ahead(
+            [&[PathBuf::from("/no/such/file")][..], &files.iter().map(|f| f.path().to_owned()).collect::<Vec<_>>()]
+                .concat(),
+        );
+        let start = Instant::now();
+        while let Some(file) = files.iter().find(|file| n_resident(file) < n_pages(file)) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{} of {} pages", n_resident(file), n_pages(file));
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -10,7 +10,7 @@ use qvl::ggml::{Backend, Device, DeviceKind, OpCounts, WatchFn};
 use qvl::gguf::Gguf;
 use qvl::image::{self, Picture, PixelValues};
 use qvl::kernels::Kernels;
-use qvl::mmap::MappedFile;
+use qvl::mmap::{self, MappedFile};
 use qvl::names::general;
 use qvl::session::TextFile;
 use qvl::text::TextHparams;
@@ -24,6 +24,8 @@ use super::{STOP, devices, print_error};
 pub struct Mmproj {
     file: MappedFile,
     gguf: Gguf,
+    /// Files that are wanted after it.
+    later: Vec<PathBuf>,
 }
 
 impl Mmproj {
@@ -35,9 +37,19 @@ impl Mmproj {
         };
         let file = MappedFile::open(&path)?;
         let gguf = Gguf::parse(&file).map_err(|e| e.at(&path))?;
-        let mmproj = Mmproj { file, gguf };
+        let mmproj = Mmproj { file, gguf, later: Vec::new() };
         mmproj.belongs_to(text.hparams()).map_err(|e| e.at(&path))?;
         Ok(mmproj)
+    }
+
+    /// What to read ahead while the first picture is looked at.
+    pub fn before(self, later: Vec<PathBuf>) -> Self {
+        Mmproj { later, ..self }
+    }
+
+    /// Reads ahead what the tower needs, and what is wanted after it.
+    fn read_ahead(&self) {
+        mmap::read_ahead([&[self.path().to_owned()], self.later.as_slice()].concat());
     }
 
     fn model(&self) -> Result<VisionModel<'_>> {
@@ -75,11 +87,11 @@ impl Mmproj {
                 other => Some(other?),
             },
         };
-        let has_failed = Cell::new(false);
+        let [has_failed, has_looked] = [(); 2].map(|()| Cell::new(false));
         self.computed(args, cpu)?.on(&here, |here| match &there {
-            None => f(&Towers { tower: here, cpu: None, has_failed, file: &self.file, args, quiet }),
+            None => f(&Towers { tower: here, cpu: None, has_failed, has_looked, mmproj: self, args, quiet }),
             Some(there) => self.computed(args, device)?.on(there, |there| {
-                f(&Towers { tower: there, cpu: Some(here), has_failed, file: &self.file, args, quiet })
+                f(&Towers { tower: there, cpu: Some(here), has_failed, has_looked, mmproj: self, args, quiet })
             }),
         })
     }
@@ -150,7 +162,8 @@ pub struct Towers<'t> {
     /// What takes over, if it is not the same.
     cpu: Option<&'t Tower<'t>>,
     has_failed: Cell<bool>,
-    file: &'t MappedFile,
+    has_looked: Cell<bool>,
+    mmproj: &'t Mmproj,
     args: &'t ContextArgs,
     quiet: bool,
 }
@@ -182,7 +195,9 @@ impl Towers<'_> {
         let h = self.tower.hparams();
         let size = h.image_size as u32;
         let pixels = image::normalise(&image::resize(picture, size, size), h.mean, h.std);
-        self.file.will_need();
+        if !self.has_looked.replace(true) {
+            self.mmproj.read_ahead();
+        }
         self.with_tower(|tower| f(tower, &pixels, attention(self.args)))
     }
 

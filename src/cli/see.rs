@@ -65,12 +65,21 @@ impl<'a> Viewer<'a> {
     }
 
     /// Looks at pictures as long as `f` does. Only the header of the mmproj is read, which proves that it belongs to the text
-    /// model, unless a picture is new; then its weights come to their device and stay there. The mmproj is unmapped
+    /// model, unless a picture is new; then its weights come to their device and stay there, and the text model's, if they are wanted later
+    /// and there is room, are read from the disk meanwhile. The mmproj is unmapped
     /// afterwards, and its pages are given back where memory is short. A cache that does not work is a warning.
     pub fn look<T>(&mut self, text: &TextFile, f: impl FnOnce(&mut Look<'_, 'a>) -> Result<T>) -> Result<T> {
         self.open_cache();
+        let (context, quiet) = (self.context, self.quiet);
         let mmproj = Mmproj::open(self.model, text)?;
-        let (context, quiet, text) = (self.context, self.quiet, self.text);
+        let (TextMemory::Now(text_bytes) | TextMemory::Later(text_bytes)) = self.text;
+        let together = mmproj.n_bytes().saturating_add(text_bytes);
+        let is_short = room::limit_bytes(context).is_some_and(|limit| together > limit);
+        let later = match self.text {
+            TextMemory::Later(_) if !is_short => text.parts().iter().map(|(path, _)| path.clone()).collect(),
+            _ => Vec::new(),
+        };
+        let mmproj = mmproj.before(later);
         let known = Known { h: mmproj.hparams()?, id: mmproj.id(), computed_by: mmproj.computed_by(context)? };
         let (result, has_seen) = mmproj.look(context, quiet, |towers| {
             let mut look = Look { viewer: self, mmproj: &mmproj, towers, known, has_seen: false };
@@ -78,9 +87,7 @@ impl<'a> Viewer<'a> {
             Ok((result, look.has_seen))
         })?;
         // Two files that fit one after the other: the first makes room itself, before the second is read.
-        let (TextMemory::Now(text_bytes) | TextMemory::Later(text_bytes)) = text;
-        let together = mmproj.n_bytes().saturating_add(text_bytes);
-        if has_seen && room::limit_bytes(context).is_some_and(|limit| together > limit) {
+        if has_seen && is_short {
             mmproj.forget();
         }
         result
