@@ -186,7 +186,7 @@ pub(super) struct Input<'a> {
     k: usize,
     norm: [&'a [f32]; 2],
     eps: f32,
-    /// The column that was taken last, normalised, with zeros to the end of its last block.
+    /// The column that was taken last, if it is not as it stands in `x`: normalised, or with zeros to the end of its last block.
     column: Vec<f32>,
 }
 
@@ -209,6 +209,9 @@ impl<'a> Input<'a> {
     /// The blocks of column `j`; `None` behind the last one.
     pub(super) fn column(&mut self, j: usize) -> Option<&[[f32; DEPTH]]> {
         let values = self.x.chunks_exact(self.k).nth(j)?;
+        if self.norm[0].is_empty() && self.k.is_multiple_of(DEPTH) {
+            return Some(values.as_chunks().0);
+        }
         let column = &mut self.column[..self.k];
         column.copy_from_slice(values);
         if !self.norm[0].is_empty() {

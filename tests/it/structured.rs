@@ -155,7 +155,7 @@ fn any_json_is_json() {
 fn regions_are_well_formed_under_their_grammar() {
     let mut n_regions = 0;
     for (model, formats) in [(tiny("f32", "f32"), [None, Some("--raw")]), (random(), [None, Some("--raw")])] {
-        for (seed, format) in (0..8).flat_map(|seed| formats.map(|format| (seed.to_string(), format))) {
+        for (seed, format) in (0..16).flat_map(|seed| formats.map(|format| (seed.to_string(), format))) {
             let mut args = vec![
                 "--json",
                 "--temp",
