@@ -268,13 +268,16 @@ impl Mask<'_> {
     }
 }
 
-/// Numbers as tiles, the same number of them for each digit.
-struct Split(Vec<Vec<Tiles>>);
+/// Numbers as tiles: rounded to bf16, and, if they have two digits, what that leaves.
+struct Split {
+    high: Vec<Tiles>,
+    low: Vec<Tiles>,
+}
 
 impl Split {
     fn new(digits: Digits, n: usize) -> Self {
-        let n_digits = if digits == Digits::One { 1 } else { 2 };
-        Split(vec![vec![[Tile::ZERO; 2]; n]; n_digits])
+        let tiles = |n| vec![[Tile::ZERO; 2]; n];
+        Split { high: tiles(n), low: tiles(if digits == Digits::Two { n } else { 0 }) }
     }
 
     /// 32 values as a row of the `i`-th tile on the left.
@@ -283,11 +286,13 @@ impl Split {
     /// The CPU has AVX-512 F and BF16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn put_row(&mut self, i: usize, row: usize, mut values: [__m512; 2]) {
-        for tiles in &mut self.0 {
-            // SAFETY: by this function's contract.
-            unsafe { amx::put_row(&mut tiles[i][row / TILE_ROWS], row % TILE_ROWS, values) };
-            values = rests(values);
+    unsafe fn put_row(&mut self, i: usize, row: usize, values: [__m512; 2]) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            amx::put_row(&mut self.high[i][row / TILE_ROWS], row % TILE_ROWS, values);
+            if let Some(tiles) = self.low.get_mut(i) {
+                amx::put_row(&mut tiles[row / TILE_ROWS], row % TILE_ROWS, rests(values));
+            }
         }
     }
 
@@ -297,31 +302,50 @@ impl Split {
     /// The CPU has AVX-512 F, BW and BF16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn put_pair(&mut self, i: usize, line: usize, (mut even, mut odd): ([__m512; 2], [__m512; 2])) {
-        for tiles in &mut self.0 {
-            for (half, tile) in tiles[i].iter_mut().enumerate() {
-                let pairs = amx::interleaved(even[half], odd[half]);
-                // SAFETY: a row of a tile is 64 bytes.
-                unsafe { _mm512_storeu_si512(tile.0[line].as_mut_ptr().cast(), pairs) };
+    unsafe fn put_pair(&mut self, i: usize, line: usize, even: [__m512; 2], odd: [__m512; 2]) {
+        put_pairs(&mut self.high[i], line, even, odd);
+        if let Some(tiles) = self.low.get_mut(i) {
+            put_pairs(tiles, line, rests(even), rests(odd));
+        }
+    }
+
+    /// Makes tiles on the left tiles on the right: rows are columns then.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn turn(&mut self, tiles: Range<usize>) {
+        for all in [&mut self.high, &mut self.low] {
+            if let Some(tiles) = all.get_mut(tiles.clone()) {
+                // SAFETY: by this function's contract.
+                tiles.as_flattened_mut().iter_mut().for_each(|tile| unsafe { amx::turn(tile) });
             }
-            (even, odd) = (rests(even), rests(odd));
         }
     }
 }
 
-/// Some tiles of each digit.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn put_pairs(tiles: &mut Tiles, line: usize, even: [__m512; 2], odd: [__m512; 2]) {
+    for (half, tile) in tiles.iter_mut().enumerate() {
+        let pairs = amx::interleaved(even[half], odd[half]);
+        // SAFETY: a row of a tile is 64 bytes.
+        unsafe { _mm512_storeu_si512(tile.0[line].as_mut_ptr().cast(), pairs) };
+    }
+}
+
+/// Some tiles, in all their digits.
 #[derive(Clone)]
 struct Part<'a>(&'a Split, Range<usize>);
 
-/// Adds rows times columns to `sums`, or sets them, where they are the `first`: products of all digits, but for second with second ones, which
+/// Adds rows times columns to `sums`, or sets them, where they are the `first`: products of all digits, but for low with low, which
 /// are too small to matter.
-fn multiply(shapes: &Shapes, rows: Part<'_>, columns: Part<'_>, sums: &mut Sums, mut first: bool) {
+fn multiply(shapes: &Shapes, rows: Part<'_>, columns: Part<'_>, sums: &mut Sums, first: bool) {
     let (Part(rows, i), Part(columns, j)) = (rows, columns);
-    for (a, rows) in rows.0.iter().enumerate() {
-        for columns in &columns.0[..columns.0.len() - a] {
-            amx::multiply(shapes, &rows[i.clone()], &columns[j.clone()], sums, first);
-            first = false;
-        }
+    amx::multiply(shapes, &rows.high[i.clone()], &columns.high[j.clone()], sums, first);
+    if let (Some(low_rows), Some(low_columns)) = (rows.low.get(i.clone()), columns.low.get(j.clone())) {
+        amx::multiply(shapes, &rows.high[i], low_columns, sums, false);
+        amx::multiply(shapes, low_rows, &columns.high[j], sums, false);
     }
 }
 
@@ -455,18 +479,15 @@ impl Room {
                         self.keys.put_row(i * self.d_tiles + t, j, [load(values, 0), load(values, 1)]);
                     }
                 }
-                for tiles in &mut self.keys.0 {
-                    let tiles = &mut tiles[i * self.d_tiles..][..self.d_tiles];
-                    tiles.as_flattened_mut().iter_mut().for_each(|tile| amx::turn(tile));
-                }
+                self.keys.turn(i * self.d_tiles..(i + 1) * self.d_tiles);
                 for pair in 0..ROWS / 2 {
                     for (j, row) in self.rows.iter_mut().enumerate() {
                         p.v.take(at, tile * ROWS + 2 * pair + j, p.n_kv, &mut row[..p.d]);
                     }
                     let [even, odd] = self.rows.each_ref().map(|row| row.as_chunks::<DEPTH>().0);
                     for (t, (even, odd)) in even.iter().zip(odd).enumerate() {
-                        let values = ([load(even, 0), load(even, 1)], [load(odd, 0), load(odd, 1)]);
-                        self.values.put_pair(t * self.key_tiles + i, pair, values);
+                        let [even, odd] = [even, odd].map(|row| [load(row, 0), load(row, 1)]);
+                        self.values.put_pair(t * self.key_tiles + i, pair, even, odd);
                     }
                 }
             }
