@@ -189,6 +189,16 @@ mod tests {
 
     const N: usize = 512;
 
+    /// What a block's `k`-th value of the `i`-th row is.
+    fn value(form: Form, block: &PanelBlock, i: usize, k: usize) -> f32 {
+        let q = f32::from(block.bytes[k / 4][i][k % 4]) - 128.0;
+        match form {
+            Form::Scale => q * block.scale[i],
+            Form::Offset => q.mul_add(block.scale[i], block.other[i]),
+            Form::Halves => q * if k < 16 { block.scale[i] } else { block.other[i] },
+        }
+    }
+
     /// Every type's panel says what ggml's dequantisation says, to the last bit where there is one rounding (a scale) and
     /// within one where ggml rounds product and offset apart.
     #[test]
@@ -207,13 +217,7 @@ mod tests {
             for (i, row) in stored.chunks_exact(row_bytes).enumerate() {
                 dequantize_row(ty, row, &mut expect);
                 for (k, expect) in expect.iter().enumerate() {
-                    let (block, k) = (&panel[k / DEPTH], k % DEPTH);
-                    let q = f32::from(block.bytes[k / 4][i][k % 4]) - 128.0;
-                    let got = match form {
-                        Form::Scale => q * block.scale[i],
-                        Form::Offset => q.mul_add(block.scale[i], block.other[i]),
-                        Form::Halves => q * if k < 16 { block.scale[i] } else { block.other[i] },
-                    };
+                    let got = value(form, &panel[k / DEPTH], i, k % DEPTH);
                     assert!((got - expect).abs() <= 2e-7, "{ty}: row {i}, value {k}: {got}, ggml {expect}");
                 }
             }
@@ -289,12 +293,7 @@ mod tests {
             unsafe { unpack::widen(ty, &rows, first, &mut tiles) };
             for (block, tiles) in panel[first..].iter().zip(&tiles) {
                 for (i, k) in (0..ROWS).flat_map(|i| (0..DEPTH).map(move |k| (i, k))) {
-                    let q = f32::from(block.bytes[k / 4][i][k % 4]) - 128.0;
-                    let want = match form {
-                        Form::Scale => q * block.scale[i],
-                        Form::Offset => q.mul_add(block.scale[i], block.other[i]),
-                        Form::Halves => q * if k < 16 { block.scale[i] } else { block.other[i] },
-                    };
+                    let want = value(form, block, i, k);
                     let row = &tiles[i / TILE_ROWS].0[i % TILE_ROWS];
                     let got = u16::from_le_bytes([row[2 * k], row[2 * k + 1]]);
                     assert_eq!(got, bf16(want), "{ty}: row {i}, value {k}: {want}");

@@ -1,6 +1,6 @@
 //! Attention of prompts, 32 queries and more, over a cache in f16: by AMX, in the place of ggml's loops in f32.
 //!
-//! With the demo of the README, a prompt of one picture, ggml's took a tenth of the time of a prompt; it grows with the square of the prompt.
+//! ggml's took a tenth of the time of a prompt of 300 tokens with the real model, and a quarter of one of 1500.
 
 use std::slice;
 

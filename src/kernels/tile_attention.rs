@@ -216,7 +216,7 @@ impl Problem<'_> {
 enum Sight {
     /// All, and as they are.
     All,
-    /// Nothing.
+    /// Nothing: skipped, but between keys that are seen.
     None,
     /// Some, or not as they are.
     Some,
@@ -528,7 +528,7 @@ impl Room {
             for tile in tiles.clone() {
                 let (scores, key) = (&mut self.scores[tile].0[j], (start + tile) * ROWS);
                 let mut halves = [load(scores, 0), load(scores, 1)];
-                let mask = p.mask.filter(|_| sights[tile] == Sight::Some && query < p.n_q);
+                let mask = p.mask.filter(|_| sights[tile] != Sight::All && query < p.n_q);
                 if mask.is_some() || p.n_kv - key < ROWS {
                     // SAFETY: by this function's contract.
                     let added =
