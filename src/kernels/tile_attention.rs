@@ -54,6 +54,7 @@ impl Custom for Attention {
 }
 
 /// How many bf16 a number is made of.
+#[cfg_attr(not(text_kernels), allow(dead_code))] // Two are those of texts, and so is F16.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Digits {
     /// Rounded to one.
@@ -63,6 +64,7 @@ pub enum Digits {
 }
 
 /// What numbers are.
+#[cfg_attr(not(text_kernels), allow(dead_code))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Float {
     F32,
