@@ -189,6 +189,16 @@ mod tests {
 
     const N: usize = 512;
 
+    /// So many rows, one behind the other, and the bytes of each.
+    fn stored(ty: GgmlType, n_rows: usize) -> (Vec<u8>, usize) {
+        let n = (n_rows * N) as u32;
+        let values: Vec<f32> = (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0).collect();
+        let row_bytes = ty.row_bytes(N as u64).expect("whole blocks") as usize;
+        let mut stored = vec![0; n_rows * row_bytes];
+        quantize_rows(ty, &values, N, None, &mut stored);
+        (stored, row_bytes)
+    }
+
     /// What a block's `k`-th value of the `i`-th row is.
     fn value(form: Form, block: &PanelBlock, i: usize, k: usize) -> f32 {
         let q = f32::from(block.bytes[k / 4][i][k % 4]) - 128.0;
@@ -206,11 +216,7 @@ mod tests {
         use GgmlType::*;
         for ty in [Q8_0, Q5_0, Q4_0, IQ4_NL, IQ4_XS, Q5_1, Q4_1, Q5_K, Q4_K, Q6_K] {
             let form = Form::of(ty).expect("has a form");
-            let values: Vec<f32> =
-                (0..5 * N as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0).collect();
-            let row_bytes = ty.row_bytes(N as u64).expect("whole blocks") as usize;
-            let mut stored = vec![0; 5 * row_bytes];
-            quantize_rows(ty, &values, N, None, &mut stored);
+            let (stored, row_bytes) = stored(ty, 5);
             let mut panel = vec![PanelBlock::ZERO; N / DEPTH];
             fill(&mut panel, ty, stored.chunks_exact(row_bytes));
             let mut expect = vec![0.0; N];
@@ -280,11 +286,7 @@ mod tests {
         let bf16 = |x: f32| half::bf16::from_f32(x).to_bits();
         for ty in [Q8_0, Q5_0, Q4_0, IQ4_NL, IQ4_XS, Q5_1, Q4_1, Q5_K, Q4_K, Q6_K] {
             let form = Form::of(ty).expect("has a form");
-            let values: Vec<f32> =
-                (0..29 * N as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0).collect();
-            let row_bytes = ty.row_bytes(N as u64).expect("whole blocks") as usize;
-            let mut stored = vec![0; 29 * row_bytes];
-            quantize_rows(ty, &values, N, None, &mut stored);
+            let (stored, row_bytes) = stored(ty, 29);
             let rows: Vec<&[u8]> = stored.chunks_exact(row_bytes).collect();
             let mut panel = vec![PanelBlock::ZERO; N / DEPTH];
             fill(&mut panel, ty, rows.iter().copied());
