@@ -9,7 +9,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qvl::error::{Error, Result};
 use qvl::gguf::{Checksum, MAGIC, Metadata};
-use tempfile::NamedTempFile;
+use qvl::temporary::TemporaryFile;
 
 use crate::args::Args;
 use crate::checkpoint::{self, Checkpoint, Inventory};
@@ -347,7 +347,7 @@ impl Making<'_> {
 }
 
 /// Writes a model, in one file or several, under names that vanish; the checksum of all its tensors is in the first.
-fn write_parts(run: &Run, parts: &[Planned], out: &Path) -> Result<Vec<(NamedTempFile, PathBuf)>> {
+fn write_parts(run: &Run, parts: &[Planned], out: &Path) -> Result<Vec<(TemporaryFile, PathBuf)>> {
     let mut checksum = Checksum::default();
     let mut files = Vec::new();
     for (part, target) in parts.iter().zip(targets_of(parts, out)) {
@@ -364,7 +364,7 @@ fn write_parts(run: &Run, parts: &[Planned], out: &Path) -> Result<Vec<(NamedTem
 /// Threads to make blocks with: as many as told, else as there are cores.
 pub fn thread_pool(threads: Option<u16>) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).build();
-    pool.map_err(|e| Error::other("cannot start threads").because(e))
+    pool.map_err(|e| Error::memory("cannot start threads, take fewer (-j)").because(e))
 }
 
 /// A bar over bytes on a terminal's stderr, nothing elsewhere.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qvl::error::{Error, Result};
-use tempfile::{NamedTempFile, TempDir, TempPath};
+use qvl::temporary::{Readers, TemporaryDir, TemporaryFile};
 
 use crate::report::bytes_text;
 
@@ -64,15 +64,10 @@ const PREFIX: &str = ".qvl-convert-";
 
 /// A nameless-to-be file in `dir` that vanishes unless it is [published](publish). It is locked, so that
 /// [`remove_leftovers`] knows it from those whose program was killed.
-pub fn temporary(dir: &Path) -> Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(".tmp");
-    // As any new file: what the user's umask leaves of rw-rw-rw-.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+pub fn temporary(dir: &Path) -> Result<TemporaryFile> {
     loop {
         let failed = |e| Error::other("cannot make a temporary file").because(e).at(dir);
-        let file = builder.tempfile_in(dir).map_err(failed)?;
+        let file = TemporaryFile::new(dir, PREFIX, ".tmp", Readers::Usual).map_err(failed)?;
         // Where there are no locks, nothing is taken for a leftover.
         let locked = file.as_file().lock();
         // Another program may have taken it for one between the two.
@@ -84,14 +79,14 @@ pub fn temporary(dir: &Path) -> Result<NamedTempFile> {
 
 /// A directory that vanishes with all that is in it, locked as [`temporary`] files are.
 pub struct Aside {
-    dir: TempDir,
+    dir: TemporaryDir,
     _lock: Option<File>,
 }
 
 impl Aside {
     /// A new one in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
-        let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(dir);
+        let made = TemporaryDir::new(dir, PREFIX);
         let made = made.map_err(|e| Error::other("cannot make a temporary directory").because(e).at(dir))?;
         let lock = File::open(made.path()).ok().filter(|dir| dir.lock().is_ok());
         Ok(Aside { dir: made, _lock: lock })
@@ -136,23 +131,21 @@ pub fn remove_leftovers(dir: &Path) -> u64 {
 
 /// Moves complete files to where they can be opened as what they will be, and none takes them for it: their final names, which the
 /// parts of a model find each other by, in a directory that vanishes. They are to be [published](publish) from there.
-pub fn set_aside(files: &mut Vec<(NamedTempFile, PathBuf)>, dir: &Path) -> Result<Aside> {
+pub fn set_aside(files: &mut Vec<(TemporaryFile, PathBuf)>, dir: &Path) -> Result<Aside> {
     let aside = Aside::new(dir)?;
-    let moved = |(file, target): (NamedTempFile, PathBuf)| {
+    let moved = |(file, target): (TemporaryFile, PathBuf)| {
         let path = aside.path().join(target.file_name().unwrap_or_default());
-        let (file, old) = file.into_parts();
         // The directory's lock stands for it. Windows lets nobody read what is locked.
-        let _ = file.unlock();
-        let named = old.persist(&path).map_err(std::io::Error::from).and_then(|()| TempPath::try_from_path(&path));
-        let failed = |e: std::io::Error| Error::other("cannot name the file").because(e).at(&path);
-        Ok((NamedTempFile::from_parts(file, named.map_err(failed)?), target))
+        let _ = file.as_file().unlock();
+        let named = file.rename(&path).map_err(|e| Error::other("cannot name the file").because(e).at(&path));
+        Ok((named?, target))
     };
     *files = files.drain(..).map(moved).collect::<Result<_>>()?;
     Ok(aside)
 }
 
 /// Brings complete files to the disk and then to their names, all of them or (short of a crash between two renames) none.
-pub fn publish(files: Vec<(NamedTempFile, PathBuf)>, dir: &Path, existing: Existing) -> Result<()> {
+pub fn publish(files: Vec<(TemporaryFile, PathBuf)>, dir: &Path, existing: Existing) -> Result<()> {
     for (file, target) in &files {
         file.as_file().sync_all().map_err(|e| Error::other("cannot write the file").because(e).at(target))?;
     }
@@ -163,7 +156,7 @@ pub fn publish(files: Vec<(NamedTempFile, PathBuf)>, dir: &Path, existing: Exist
         let moved = if in_the_way {
             Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists))
         } else {
-            file.persist(&target).map(drop).map_err(|e| e.error)
+            file.persist(&target).map(drop)
         };
         if let Err(e) = moved {
             // A new file without its partner is worth nothing; a replaced one cannot be brought back.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind};
-use crate::{ggml, image, mmap};
+use crate::{ggml, image, mmap, temporary};
 
 /// Runs a program's `main`. A mapped file that becomes shorter, an `abort()` of a library and a panic end it with a message
 /// from here on; the last two are bugs, which the message says. `advice` is what it says where there is no memory.
@@ -18,17 +18,28 @@ pub fn explained(main: fn() -> ExitCode, advice: &'static str) -> ExitCode {
     catch_unwind(main).unwrap_or(ExitCode::from(ErrorKind::Other.exit_code()))
 }
 
+/// Ends a program in the middle, leaving no [temporary files](temporary).
+pub fn exit(code: u8) -> ! {
+    temporary::remove_all();
+    std::process::exit(code.into())
+}
+
 /// Says it once: where one thread panics, those that wait for it do as well. A picture's decoder may: its picture is damaged.
 fn tell(panic: &PanicHookInfo<'_>) {
     static TOLD: AtomicBool = AtomicBool::new(false);
     if image::is_contained() || TOLD.swap(true, Ordering::Relaxed) {
         return;
     }
+    // Rust itself panics in a thread that it finds no memory for.
+    if !ggml::memory_is_left() {
+        ggml::no_memory();
+    }
     // The path on the machine that built it is of no use.
     let place = panic.location().map(|at| (at.file().rsplit('/').next().unwrap_or_default(), at.line()));
     let place = place.map(|(file, line)| format!(" ({file}:{line})")).unwrap_or_default();
     let error = Error::other(format!("this is a bug, please report it: {}{place}", message(panic.payload())));
-    let _ = writeln!(std::io::stderr(), "error: {error}");
+    // At once, so that no other thread's line comes in between.
+    let _ = std::io::stderr().write_all(format!("error: {error}\n").as_bytes());
 }
 
 fn message(payload: &(dyn Any + Send)) -> &str {

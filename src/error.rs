@@ -106,8 +106,12 @@ impl fmt::Display for Error {
         let mut line = self.message.clone();
         let mut source = self.source.as_deref().map(|s| s as &dyn StdError);
         while let Some(cause) = source {
-            line.push_str(": ");
-            line.push_str(&cause.to_string());
+            // Some show what they come from themselves.
+            let text = cause.to_string();
+            if !line.ends_with(&text) {
+                line.push_str(": ");
+                line.push_str(&text);
+            }
             source = cause.source();
         }
         let mut words = line.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty());
@@ -144,6 +148,9 @@ mod tests {
             .at(Path::new("m.gguf"));
         assert_eq!(error.to_string(), "m.gguf: tensor \"a\" is odd: disk on fire");
         assert_eq!(error.kind().exit_code(), 3);
+        // A cause that shows its own.
+        let twice = Error::other("no threads").because(Error::other("rayon").because(std::io::Error::other("full")));
+        assert_eq!(twice.to_string(), "no threads: rayon: full");
         assert_eq!(Error::model("a\x1b[2Jb\u{9b}\u{2028}é").to_string(), "a\\u{1b}[2Jb\\u{9b}\\u{2028}é");
     }
 }

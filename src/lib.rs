@@ -46,3 +46,4 @@ pub mod ends;
 pub mod grounding;
 pub mod memory;
 pub mod quality;
+pub mod temporary;

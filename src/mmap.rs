@@ -6,7 +6,8 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ggml;
 
 /// A whole file as a byte slice backed by the page cache; nothing is read until it is touched.
 ///
@@ -29,13 +30,13 @@ pub struct MappedFiles {
 }
 
 impl MappedFile {
-    /// Maps `path`. Errors (kind model): the file is missing, a directory, a pipe or device, empty, or unreadable.
+    /// Maps `path`. Errors (kind model): the file is missing, a directory, a pipe or device, empty, or unreadable; (kind memory): there
+    /// are not so many addresses left.
     pub fn open(path: &Path) -> Result<Self> {
         let (file, metadata) = regular_file(path)?;
         // SAFETY: the map is read-only and private to us; that nobody truncates or rewrites the file meanwhile is
         // the usual contract of mapped model files and is documented on the type.
-        let map = unsafe { memmap2::Mmap::map(&file) }
-            .map_err(|e| Error::model("cannot map the file").because(e).at(path))?;
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| not_mapped(e, path))?;
         Ok(MappedFile { map, file, path: path.to_path_buf(), modified: metadata.modified().ok() })
     }
 
@@ -91,6 +92,12 @@ pub fn read_ahead(paths: Vec<PathBuf>) {
     drop(paths);
 }
 
+/// Of kind memory where addresses ran out: a limit of the user's, or 32 bits.
+fn not_mapped(error: std::io::Error, path: &Path) -> Error {
+    let new = if error.kind() == std::io::ErrorKind::OutOfMemory { Error::memory } else { Error::model };
+    new("cannot map the file".to_owned()).because(error).at(path)
+}
+
 /// Opens what can be mapped. Errors as [`MappedFile::open`].
 fn regular_file(path: &Path) -> Result<(File, Metadata)> {
     let open = || -> std::io::Result<(File, Metadata)> {
@@ -127,7 +134,7 @@ impl MappedFiles {
             starts.push(n_bytes);
             n_bytes = n_bytes.saturating_add(size.saturating_add(page) / page * page);
         }
-        let failed = |e: rustix::io::Errno, path: &Path| Error::model("cannot map the file").because(e).at(path);
+        let failed = |e: rustix::io::Errno, path: &Path| not_mapped(e.into(), path);
         let length = usize::try_from(n_bytes).unwrap_or(usize::MAX);
         // SAFETY: a new mapping at an address of the system's choice, zeros that nobody can write to; it holds the place of all.
         let address = unsafe { mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE) };
@@ -209,12 +216,7 @@ pub fn explain_faults() {
             const MESSAGE: &[u8] =
                 b"\nerror: a mapped file (the model, its mmproj or a checkpoint) has become shorter or cannot be \
                                      read; copy it again, and replace files by renaming new ones\n";
-            const EXIT_CODE: libc::c_int = crate::error::ErrorKind::Model.exit_code() as libc::c_int;
-            // SAFETY: both may be called in a signal handler, and the bytes are static.
-            unsafe {
-                libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
-                libc::_exit(EXIT_CODE);
-            }
+            ggml::end(&[MESSAGE], ErrorKind::Model)
         }
         let handler: extern "C" fn(libc::c_int) = explain;
         // SAFETY: the handler only calls what may be called there, and does not return.

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::listing::{self, EMBEDDING, Found, Kind, PROMPT, TEMPORARY, list};
 use super::{Key, entry, prompt};
 use crate::error::{Error, Result};
+use crate::temporary::{Readers, TemporaryFile};
 use crate::vision::ImageEmbedding;
 
 /// A file that was being written for longer than this is left over from a process that was killed; also how far another
@@ -131,13 +132,13 @@ impl Store {
     /// Makes a file appear at `path`, complete, and keeps the limit.
     fn write(&self, path: &Path, write: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
         make_private(&self.dir)?;
-        let temporary = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(&self.dir)?;
+        let temporary = TemporaryFile::new(&self.dir, TEMPORARY.0, TEMPORARY.1, Readers::Owner)?;
         write(temporary.as_file())?;
         touch(temporary.as_file());
         match temporary.persist(path) {
             // Somebody cleared the cache meanwhile.
-            Err(e) if e.error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e.error),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
             Ok(_) => self.evict(),
         }
     }
@@ -253,7 +254,7 @@ fn touch(file: &File) {
 }
 
 /// Makes the directory, and those above it, for this user alone: who reads an embedding learns what was on the picture.
-/// One that is there stays as it is. (Files are made so by `tempfile`.)
+/// One that is there stays as it is. ([`Readers::Owner`] makes files so.)
 fn make_private(dir: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);

@@ -49,7 +49,7 @@ impl<'a> Annotation<'a> {
         encode(&picture, self.format, &mut out).map_err(|e| e.at(self.path))?;
         out.flush().map_err(failed)?;
         let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.persist(self.path).map_err(|e| failed(e.error))?;
+        file.persist(self.path).map_err(failed)?;
         if !quiet {
             print_error(&format!("wrote {}: {}\n", self.path.display(), summary(regions.len(), *n_malformed)));
         }

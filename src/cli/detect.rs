@@ -167,7 +167,7 @@ fn write_crops(dir: &Path, picture: &Picture, found: &[Region], phrase: &str) ->
         encode(&grounding::crop(picture, region)?, FileFormat::of(&path)?, &mut out).map_err(|e| e.at(&path))?;
         out.flush().map_err(failed)?;
         let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.persist(&path).map_err(|e| failed(e.error))?;
+        file.persist(&path).map_err(failed)?;
     }
     Ok(())
 }

@@ -128,6 +128,6 @@ fn settings(text: &TextFile, args: &ContextArgs, examples: &[Example]) -> Result
 fn write(imatrix: &Imatrix, path: &Path) -> Result<()> {
     let file = output::temporary(path)?;
     imatrix.write(file.as_file()).map_err(|e| e.at(path))?;
-    file.persist(path).map_err(|e| Error::other("cannot write").because(e.error).at(path))?;
+    file.persist(path).map_err(|e| Error::other("cannot write").because(e).at(path))?;
     Ok(())
 }

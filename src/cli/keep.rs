@@ -78,12 +78,12 @@ impl<'a> SessionPath<'a> {
     pub fn write(&self, session: &SessionFile<'_>, text: &TextFile) -> Result<()> {
         let failed = |e: std::io::Error| Error::other("cannot write the session").because(e).at(self.path);
         let file = output::temporary(self.path)?;
-        let mut out = BufWriter::with_capacity(1 << 16, &file);
+        let mut out = BufWriter::with_capacity(1 << 16, file.as_file());
         session.write(text, &self.id, &mut out).map_err(|e| e.at(self.path))?;
         out.flush().map_err(failed)?;
         drop(out);
         file.as_file().sync_all().map_err(failed)?;
-        file.persist(self.path).map_err(|e| failed(e.error))?;
+        file.persist(self.path).map_err(failed)?;
         Ok(())
     }
 }

@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, FromArgMatches};
+use qvl::ends;
 use qvl::error::{Error, ErrorKind, Result};
 use qvl::llama::{LogLevel, set_log};
 
@@ -69,7 +70,7 @@ pub fn main() -> ExitCode {
     });
     let handler = || {
         if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(ErrorKind::Interrupted.exit_code()));
+            ends::exit(ErrorKind::Interrupted.exit_code());
         }
     };
     if let Err(error) = ctrlc::set_handler(handler) {
@@ -153,7 +154,7 @@ fn read_text(input: impl Read) -> io::Result<String> {
 fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ends::exit(0),
         Err(error) => Err(Error::other("cannot write to stdout").because(error)),
         Ok(()) => Ok(()),
     }

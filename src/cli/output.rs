@@ -3,7 +3,7 @@
 use std::path::{Path, is_separator};
 
 use qvl::error::{Error, Result};
-use tempfile::NamedTempFile;
+use qvl::temporary::{Readers, TemporaryFile};
 
 /// Proves, before the long work, that a file can be made at `path`. What is there stays.
 pub fn check(path: &Path) -> Result<()> {
@@ -16,12 +16,8 @@ pub fn check(path: &Path) -> Result<()> {
 }
 
 /// A file beside `path`, gone when dropped; `persist(path)` makes it appear there, in place of what was.
-pub fn temporary(path: &Path) -> Result<NamedTempFile> {
+pub fn temporary(path: &Path) -> Result<TemporaryFile> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".qvl-").suffix(".tmp");
-    // As any new file: what the user's umask leaves of rw-rw-rw-.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(dir).map_err(|e| Error::other("cannot write here").because(e).at(dir))
+    let file = TemporaryFile::new(dir, ".qvl-", ".tmp", Readers::Usual);
+    file.map_err(|e| Error::other("cannot write here").because(e).at(dir))
 }

@@ -10,10 +10,10 @@ use qvl::image;
 use qvl::llama::{Sampler, SamplerSettings};
 use qvl::prompt::{self, Prompt};
 use qvl::session::{Seen, Session, TextFile, too_long};
+use qvl::temporary::TemporaryFile;
 use qvl::text::ChatFormat;
 use qvl::tokenizer::TokenId;
 use serde_json::{Map, json};
-use tempfile::NamedTempFile;
 
 use super::args::TraceArgs;
 use super::asked::Asked;
@@ -170,7 +170,7 @@ fn write_image(file: &mut TensorFile, image: &TracedImage) -> Result<()> {
 /// A safetensors file written front to back, so that logits of long prompts need not fit in memory; the crate
 /// `safetensors` wants all data at once. It gets its name when it is complete.
 struct TensorFile {
-    out: BufWriter<NamedTempFile>,
+    out: BufWriter<TemporaryFile>,
     path: std::path::PathBuf,
     header: Map<String, serde_json::Value>,
     n_declared: usize,
@@ -220,7 +220,7 @@ impl TensorFile {
         }
         let failed = |e: std::io::Error| Error::other("cannot write").because(e).at(&self.path);
         let file = self.out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.persist(&self.path).map_err(|e| failed(e.error))?;
+        file.persist(&self.path).map_err(failed)?;
         Ok(())
     }
 }

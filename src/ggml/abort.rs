@@ -2,11 +2,18 @@
 //! backtrace. A net below the proofs of every header, not in their place: what it says is a bug, unless memory ran out.
 
 use std::ffi::{CStr, c_char};
+#[cfg(unix)]
+use std::io::IoSlice;
+#[cfg(not(unix))]
+use std::io::Write;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use llama_cpp_sys_2 as sys;
 
 use crate::error::ErrorKind;
+use crate::temporary;
 
 /// From now on the process ends with one line on stderr and exit code 5 where C++ gets no memory, 1 where an assertion of ggml
 /// fails, a library calls `abort()`, or the program was built for another CPU and comes to an instruction that this one lacks.
@@ -72,7 +79,28 @@ pub extern "C" fn no_memory() {
 
 #[cfg(unix)]
 extern "C" fn aborted(_signal: libc::c_int) {
+    // The C library stops a thread that it finds no memory for, after a line of its own.
+    if !memory_is_left() {
+        no_memory();
+    }
     end(&[b"\nerror: this is a bug, please report it: a library stopped the program\n"], ErrorKind::Other)
+}
+
+/// Whether the system still gives some, which may be asked in a handler of a signal. It always seems so where nobody can tell.
+pub fn memory_is_left() -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+        const N_BYTES: usize = 1 << 20;
+        // SAFETY: a new mapping at an address of the system's choice, which nobody has used when it goes.
+        unsafe {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let map = mmap_anonymous(std::ptr::null_mut(), N_BYTES, protection, MapFlags::PRIVATE);
+            map.is_ok_and(|map| munmap(map, N_BYTES).is_ok())
+        }
+    }
+    #[cfg(not(unix))]
+    true
 }
 
 /// Where features are asked for at run time this does not happen; the compilers were told which ones there are.
@@ -82,23 +110,40 @@ extern "C" fn of_another_cpu(_signal: libc::c_int) {
     end(&[MESSAGE], ErrorKind::Other)
 }
 
-/// Allocates nothing.
-fn end(message: &[&[u8]], kind: ErrorKind) -> ! {
+/// Parts that a message may have.
+const MOST_PARTS: usize = 4;
+
+/// Ends the process with a line on stderr and the exit code of `kind`, leaving no [temporary files](crate::temporary). Allocates nothing; it may
+/// be called in a handler of a signal. Where two threads come here, the line is the first one's.
+pub fn end<const N: usize>(message: &[&[u8]; N], kind: ErrorKind) -> ! {
+    const { assert!(N <= MOST_PARTS) };
+    static ENDS: AtomicBool = AtomicBool::new(false);
+    if ENDS.swap(true, Ordering::Relaxed) {
+        // More than it takes to remove files. If it was this very thread, nobody else ends the process.
+        std::thread::sleep(Duration::from_secs(10));
+    } else {
+        temporary::remove_all();
+        write(message);
+    }
     #[cfg(unix)]
-    // SAFETY: both may be called in a signal handler and where there is no memory; the bytes live during the call.
+    // SAFETY: it may be called in a signal handler.
     unsafe {
-        for part in message {
-            libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len());
-        }
         libc::_exit(kind.exit_code().into())
     }
     #[cfg(not(unix))]
+    std::process::exit(kind.exit_code().into())
+}
+
+/// To stderr, at once where the system can, so that no other thread's line comes in between; failure is ignored.
+fn write(message: &[&[u8]]) {
+    #[cfg(unix)]
     {
-        for part in message {
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), part);
-        }
-        std::process::exit(kind.exit_code().into())
+        let mut parts = [IoSlice::new(b""); MOST_PARTS];
+        parts.iter_mut().zip(message).for_each(|(part, bytes)| *part = IoSlice::new(bytes));
+        let _ = rustix::io::writev(rustix::stdio::stderr(), &parts);
     }
+    #[cfg(not(unix))]
+    message.iter().for_each(|part| drop(std::io::stderr().write_all(part)));
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod quantize;
 mod watch;
 mod worker;
 
-pub use abort::{explain_aborts, no_memory};
+pub use abort::{end, explain_aborts, memory_is_left, no_memory};
 pub use backend::{Allocated, Backend, OpCounts};
 pub(crate) use backend::{is_set, op_name};
 pub use context::{Context, FileWeights, Graph, Tensor, Upload};

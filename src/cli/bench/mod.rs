@@ -156,7 +156,7 @@ fn write(report: &Report, path: &Path) -> Result<()> {
     let mut file = output::temporary(path)?;
     let failed = |e: std::io::Error| Error::other("cannot write").because(e).at(path);
     file.write_all(format!("{}\n", as_json(report)?).as_bytes()).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
+    file.persist(path).map_err(failed)?;
     Ok(())
 }
 

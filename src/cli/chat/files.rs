@@ -21,7 +21,7 @@ pub fn save(conversation: &Conversation, path: &Path) -> Result<()> {
     let failed = |e: std::io::Error| Error::other("cannot write").because(e).at(path);
     let mut file = output::temporary(path)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
+    file.persist(path).map_err(failed)?;
     Ok(())
 }
 

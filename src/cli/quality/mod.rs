@@ -12,6 +12,7 @@ use qvl::gguf_file::GgufFile;
 use qvl::names::general;
 use qvl::quality::{Identity, Recorder, Reference, WeightError, weight_errors};
 use qvl::session::TextFile;
+use qvl::temporary::{Readers, TemporaryFile};
 use serde_json::json;
 
 use super::args::{ModelArgs, QualityArgs};
@@ -44,7 +45,7 @@ pub fn run(args: &QualityArgs, quiet: bool) -> Result<()> {
                 return Err(Error::model("the reference has another vocabulary: it is another model").at(path));
             }
             let weights = weights(args, &other, (&text, &other_text), &examples)?;
-            let file = tempfile::NamedTempFile::new();
+            let file = TemporaryFile::new(&std::env::temp_dir(), ".qvl-", ".tmp", Readers::Owner);
             let file = file.map_err(|e| Error::other("cannot make a temporary file").because(e))?;
             record(args, &other, (&other_text, &text), &examples, file.as_file(), quiet)?;
             (Reference::read(file.path(), text.tokenizer())?, Some(weights))
@@ -89,7 +90,7 @@ fn identity(text: &TextFile, examples: &[Example]) -> Identity {
 fn write_reference(args: &QualityArgs, path: &Path, text: &TextFile, examples: &[Example], quiet: bool) -> Result<()> {
     let file = output::temporary(path)?;
     let n_positions = record(args, &args.model, (text, text), examples, file.as_file(), quiet)?;
-    file.persist(path).map_err(|e| Error::other("cannot write").because(e.error).at(path))?;
+    file.persist(path).map_err(|e| Error::other("cannot write").because(e).at(path))?;
     let (shown, n, n_pictures) = (path.display(), examples.len(), Pictures::new(examples, &args.data).len());
     if args.json {
         let path = shown.to_string();

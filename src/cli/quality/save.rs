@@ -35,6 +35,6 @@ pub fn save(path: &Path, report: &Report<'_>, data: &Path) -> Result<()> {
     rewrite(&gguf, &file, &more, new.as_file()).map_err(|e| e.at(path))?;
     let failed = |e: std::io::Error| Error::other("cannot replace the file").because(e).at(path);
     new.as_file().sync_all().map_err(failed)?;
-    new.persist(path).map_err(|e| failed(e.error))?;
+    new.persist(path).map_err(failed)?;
     Ok(())
 }
