@@ -6,8 +6,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::ggml;
+use crate::error::{Error, Result};
 
 /// A whole file as a byte slice backed by the page cache; nothing is read until it is touched.
 ///
@@ -216,7 +215,7 @@ pub fn explain_faults() {
             const MESSAGE: &[u8] =
                 b"\nerror: a mapped file (the model, its mmproj or a checkpoint) has become shorter or cannot be \
                                      read; copy it again, and replace files by renaming new ones\n";
-            ggml::end(&[MESSAGE], ErrorKind::Model)
+            crate::ggml::end(&[MESSAGE], crate::error::ErrorKind::Model)
         }
         let handler: extern "C" fn(libc::c_int) = explain;
         // SAFETY: the handler only calls what may be called there, and does not return.
