@@ -221,8 +221,12 @@ fn no_memory() {
         if asked.code == Some(127) {
             continue;
         }
-        asked.ends_well();
         n_failed += usize::from(asked.code != Some(0));
+        // Once in a thousand times a thread finds none to begin with, and the C library says so before we do.
+        if asked.code == Some(5) && asked.stderr.contains("TLS destructor") {
+            continue;
+        }
+        asked.ends_well();
     }
     assert!(n_failed > 0, "it was never too little");
 }
