@@ -17,11 +17,11 @@ const FOLDER: &str = "models/qvl-tiny/heldout";
 /// Of a box and its truth, from 0 to 1: from here on it counts as found, as in RefCOCO.
 const LEAST_IOU: f64 = 0.5;
 
-/// Least share of right answers in f16: a little below what this checkpoint reaches (95.0, 91.9 and 86.7 %; another CPU may
-/// round a few answers the other way). The aims are 95, 92 and 90 %: raise these with the next training.
-const LEAST: [(&str, f64); 3] = [("attributes", 0.94), ("grounding", 0.90), ("reading", 0.85)];
-/// Least share of answers that are right about another picture: 93.3 % is reached, 95 % is the aim.
-const LEAST_SWAPPED: f64 = 0.92;
+/// Least share of right answers in f16: of the first two the aim; of reading, whose aim is 90 %, a little below what this checkpoint reaches
+/// (96.7, 94.3 and 88.9 %; another CPU may round a few answers the other way).
+const LEAST: [(&str, f64); 3] = [("attributes", 0.95), ("grounding", 0.92), ("reading", 0.87)];
+/// Least share of answers that are right about another picture: 95.5 % is reached, 95 % is the aim.
+const LEAST_SWAPPED: f64 = 0.94;
 /// What q8_0, and q4_k_m with 8-bit vision, may lose against f16.
 const LOSS: [(&str, f64, f64); 3] = [("attributes", 0.01, 0.03), ("grounding", 0.01, 0.03), ("reading", 0.01, 0.04)];
 

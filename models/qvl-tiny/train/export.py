@@ -1,6 +1,8 @@
-"""Write a trained model as a Hugging Face directory: export.py RUN_DIR/stage3.pt OUT_DIR (models/qvl-tiny).
+"""Write a trained model as a Hugging Face directory: export.py RUN_DIR/stage3.pt OUT_DIR [CHECKPOINT_DIR..].
 
-Then compares the reference implementation, which reads that directory, with the trained model.
+Weights are the mean of the trained ones and those of the checkpoints: a training that went on from one of them ends near it, each with
+errors of its own, and the mean of two is better than both. Then compares the reference implementation, which reads that directory, with
+the model as written.
 """
 
 from __future__ import annotations
@@ -64,11 +66,12 @@ def agree(out: Path, d: Dims) -> float:
 
 
 def main() -> None:
-    save, out = Path(sys.argv[1]), Path(sys.argv[2])
+    save, out, others = Path(sys.argv[1]), Path(sys.argv[2]), [qwen_vl.load_weights(Path(d)) for d in sys.argv[3:]]
     d = Dims()
     out.mkdir(parents=True, exist_ok=True)
     trained = torch.load(save, weights_only=True)["model"]
-    weights = {k.removeprefix("model."): shortened(v.float().numpy()) for k, v in trained.items() if k.startswith("model.")}
+    trained = {k.removeprefix("model."): v.float() for k, v in trained.items() if k.startswith("model.")}
+    weights = {k: shortened(torch.stack([v, *(o[k] for o in others)]).mean(0).numpy()) for k, v in trained.items()}
     tensorfile.write(out / "model.safetensors", weights, floats="BF16", metadata={"format": "pt"})
     checkpoint.write_settings(out, settings(d))
     shutil.copy(save.parent / "qwen.tiktoken", out / "qwen.tiktoken")

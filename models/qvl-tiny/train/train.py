@@ -1,6 +1,6 @@
 """Train qvl-tiny: the three stages of the Qwen-VL paper in miniature.
 
-    train.py RUN_DIR [--from CHECKPOINT_DIR] [--stage 1|2|3] [--steps N N N] [--threads N]
+    train.py RUN_DIR [--from CHECKPOINT_DIR] [--stage 1|2|3] [--steps N N N] [--rates R R R] [--pool N N] [--first-seed N] [--threads N]
 
 1. Pre-training: vision tower and adapter learn to see (dense labels, see probe.py); the language model waits.
 2. Multi-task: everything learns from all questions, raw and in chats. The tower, which has seen most of what it needs, learns in every
@@ -158,10 +158,9 @@ def choose_what_learns(t: Trainee, number: int) -> None:
         p.requires_grad_(not (name.endswith("pos_embed") or (number == 1 and is_text) or (number == 3 and is_tower)))
 
 
-def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, steps: int | None, log) -> None:
-    """One stage, from its last save on. `steps`: how many, if not the recipe's."""
-    stage, d = STAGES[number], t.model.d
-    stage = replace(stage, steps=steps or stage.steps)
+def train(run: Path, number: int, t: Trainee, pool: data.Pool, pages: data.Pool, tokens: data.Tokens, stage: Stage, log) -> None:
+    """One stage, from its last save on."""
+    d = t.model.d
     choose_what_learns(t, number)
     optimiser = Muon(t, d.vision_heads, stage.vision_rate)
     save = run / f"stage{number}.pt"
@@ -202,6 +201,9 @@ def main() -> None:
     args.add_argument("--from", dest="origin", type=Path, help="go on from an exported checkpoint; its dense heads are new")
     args.add_argument("--stage", type=int, choices=(1, 2, 3), help="this one only")
     args.add_argument("--steps", type=int, nargs=3, help="of each stage, instead of the recipe's")
+    args.add_argument("--rates", type=float, nargs=3, help="learning rate of each stage, instead of the recipe's")
+    args.add_argument("--pool", type=int, nargs=2, default=(N_PICTURES, N_PAGES), help="pictures and pages to draw")
+    args.add_argument("--first-seed", type=int, default=0, help="other pictures than those of the trainings before")
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = args.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -211,8 +213,8 @@ def main() -> None:
     if not (args.run / "qwen.tiktoken").exists():
         vocab.write(args.run / "qwen.tiktoken", d.n_ranks)
     tokens = data.Tokens(args.run, d.n_queries)
-    pool = data.Pool(args.run / "pictures", 0, N_PICTURES)
-    pages = data.Pool(args.run / "pages", FIRST_PAGE, N_PAGES, "page")
+    pool = data.Pool(args.run / "pictures", args.first_seed, args.pool[0])
+    pages = data.Pool(args.run / "pages", FIRST_PAGE + args.first_seed, args.pool[1], "page")
     t = Trainee(d)
     if args.origin:
         t.model.load_state_dict(qwen_vl.load_weights(args.origin))
@@ -222,7 +224,10 @@ def main() -> None:
             if before.exists():
                 t.load_state_dict(torch.load(before, weights_only=True)["model"], strict=False)
             if args.stage in (None, number):
-                train(args.run, number, t, pool, pages, tokens, args.steps and args.steps[number - 1], log)
+                stage = STAGES[number]
+                stage = replace(stage, steps=args.steps[number - 1]) if args.steps else stage
+                stage = replace(stage, lr=args.rates[number - 1]) if args.rates else stage
+                train(args.run, number, t, pool, pages, tokens, stage, log)
 
 
 if __name__ == "__main__":
